@@ -1,0 +1,1 @@
+"""Focale: from a request to a picture, one file per step."""
