@@ -82,6 +82,11 @@ class Retrying:
 
 
 @dataclass(frozen=True, slots=True)
+class Yielded:
+    """The attempt ended between two images to let a task of higher priority go first; it goes on later."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The task is done.
 
@@ -121,6 +126,7 @@ Event: TypeAlias = (
     | Noticed
     | ImageSkipped
     | Retrying
+    | Yielded
     | Finished
     | Stopped
     | Skipped

@@ -560,6 +560,9 @@ class DeliveryParams(ParamGroup, label="Delivery"):
     save_name: Annotated[str, BeforeValidator(_none_to_empty)] = Field(
         "", title="File name", max_length=1000, description="Files become `{save_name}-{i}.{suffix}`."
     )
+    priority: Literal["interactive", "batch"] = Field(
+        "interactive", title="Priority", description="Interactive tasks go before batch tasks, else first in, first out."
+    )
     on_disconnect: Literal["", "keep", "stop"] = Field(
         "", title="On disconnect", description="What happens when the caller goes away; empty: the server's setting."
     )

@@ -18,6 +18,7 @@ class Record(BaseModel):
     webhook_url: the URL in effect; "" for none.
     result: POSIX paths relative to the output folder (the API turns them into URLs).
     seeds: one per result, the seed that gives that image alone.
+    settled: numbers of the images that are saved or skipped; a new attempt leaves them alone.
     error: one clear sentence, with status `error` only.
     source: api, webui or cli.
     attempts: how often the worker started it.
@@ -39,6 +40,7 @@ class Record(BaseModel):
     webhook_url: str = ""
     result: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
+    settled: tuple[int, ...] = ()
     error: str = ""
     source: Source = Source.API
     attempts: int = 0

@@ -1,0 +1,151 @@
+"""The only door to generation: page, REST routes, Gradio client and command line all come through here."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Protocol
+
+from modules.choices import Source, TaskStatus
+from modules.control import Action
+from modules.errors import NotFound
+from modules.events import Event
+from modules.history import History
+from modules.jobs import Job, JobQueue
+from modules.record import Record
+from modules.request import GenerationRequest, normalised, with_resolved_seed
+
+logger = logging.getLogger(__name__)
+
+
+class RequestCheck(Protocol):
+    """What refuses a request before anything is queued."""
+
+    def __call__(self, request: GenerationRequest) -> None:
+        """Raise `InvalidRequest` (or a subclass) naming the field, the value and the way out."""
+
+
+class Tools(Protocol):
+    """One-off work of the engine that is no task: describing a picture, finding a mask."""
+
+    async def call(self, tool: str, payload: Mapping[str, Any]) -> Any:
+        """Run a tool and return its JSON-like answer."""
+
+
+class Handlers:
+    """Everything a caller can ask for, in the words of the application; knows no web framework."""
+
+    def __init__(
+        self,
+        *,
+        queue: JobQueue,
+        history: History,
+        check: RequestCheck,
+        tools: Tools,
+        stop_when_abandoned: bool = False,
+    ) -> None:
+        """Bind the door to what stands behind it.
+
+        Args:
+            check: refuses requests that cannot be met.
+            stop_when_abandoned: stop a task whose last follower goes away, unless its request says otherwise.
+        """
+        self._queue = queue
+        self._history = history
+        self._check = check
+        self._tools = tools
+        self._stop_when_abandoned = stop_when_abandoned
+
+    async def submit(
+        self, request: GenerationRequest, *, source: Source, webhook_url: str = "", task_id: str = ""
+    ) -> Job:
+        """Check and queue a request; its record is durable when this returns.
+
+        Raises:
+            InvalidRequest: a name is unknown, or the request asks for what this version cannot do.
+            QueueFull: the queue has reached its limit.
+        """
+        request = with_resolved_seed(normalised(request))
+        await asyncio.to_thread(self._check, request)
+        return await self._queue.submit(request, source=source, webhook_url=webhook_url, task_id=task_id)
+
+    async def generate(
+        self, request: GenerationRequest, *, source: Source, webhook_url: str = ""
+    ) -> AsyncIterator[Event]:
+        """Submit a request and yield its events up to the final one."""
+        job = await self.submit(request, source=source, webhook_url=webhook_url)
+        async for _number, event in self.follow(job):
+            yield event
+
+    async def follow(self, job: Job, after_number: int = 0) -> AsyncIterator[tuple[int, Event]]:
+        """Yield (number, event) of a task from any point; anyone may join at any time.
+
+        When the last follower goes away before the end, the task runs on or stops as its request, else the server
+        setting says.
+        """
+        job.followers += 1
+        completed = False
+        try:
+            async for number, event in job.log.follow(after_number):
+                yield number, event
+            completed = True
+        finally:
+            job.followers -= 1
+            if not completed and job.followers == 0:
+                await self._abandoned(job)
+
+    async def finished_record(self, job: Job) -> Record:
+        """Wait for a task's end and return its record."""
+        async for _event in self.follow(job):
+            pass
+        return job.record
+
+    async def control(self, action: Action, task_id: str | None = None) -> Job | None:
+        """Stop a task, or skip its image in work; the running task if none is named. None: nothing to act on."""
+        return await self._queue.control(action, task_id)
+
+    async def record(self, task_id: str) -> Record:
+        """The record of a task, live or from history.
+
+        Raises:
+            NotFound: there is no such task.
+        """
+        job = self._queue.get(task_id)
+        if job is not None:
+            return job.record
+        record = await asyncio.to_thread(self._history.get, task_id)
+        if record is None:
+            raise NotFound(f"There is no task {task_id!r}.")
+        return record
+
+    async def delete(self, task_id: str) -> Record:
+        """Delete an ended task: its record and its files.
+
+        Raises:
+            NotFound: there is no such task.
+            IllegalTransition: the task waits or runs.
+        """
+        record = await self.record(task_id)
+        deleted = await asyncio.to_thread(self._history.delete, [task_id])
+        self._queue.forget(task_id)
+        return deleted[0] if deleted else record
+
+    async def describe(self, image_path: str, kinds: tuple[str, ...]) -> str:
+        """Words for a picture.
+
+        Args:
+            image_path: file to describe.
+            kinds: "Photo", "Anime" or both.
+        """
+        answer = await self._tools.call("describe", {"image_path": image_path, "kinds": list(kinds)})
+        return str(answer)
+
+    async def generate_mask(self, image_path: str, options: Mapping[str, Any]) -> str:
+        """Find a mask in a picture; returns the path of a PNG of the same size, white = selected."""
+        return str(await self._tools.call("generate_mask", {"image_path": image_path, **options}))
+
+    async def _abandoned(self, job: Job) -> None:
+        wants = job.request.on_disconnect
+        if wants == "stop" or (not wants and self._stop_when_abandoned):
+            if job.record.task_status in (TaskStatus.PENDING, TaskStatus.RUNNING):
+                logger.info("Task %s is stopped because its last follower went away", job.task_id)
+                await self._queue.control("stop", job.task_id)
