@@ -59,8 +59,8 @@ def save_arguments(embedding: Embedding, file_format: FileFormat) -> SaveArgumen
 
     PNG: text chunks `parameters`, `fooocus_scheme`, `focale_request`. JPEG and WebP: EXIF UserComment (with
     the UNICODE prefix), MakerNote and Software, in the Exif directory where the standard wants them and, if
-    there is room, in the main one where Fooocus looks. What does not fit into JPEG's 64 KiB is left out with a
-    warning.
+    there is room, in the main one where Fooocus looks. What does not fit into JPEG's 64 KiB is left out with
+    a warning.
     """
     if file_format == "PNG":
         return {"pnginfo": _png_chunks(embedding)}

@@ -65,8 +65,8 @@ def save_image(
 ) -> SavedImage:
     """Writes a picture below `root/YYYY-MM-DD/` and returns where it is.
 
-    The file appears under its name only when it is complete and on the disk: it is written as a hidden `.part`
-    file, flushed, then renamed. An existing file is never overwritten.
+    The file appears under its name only when it is complete and on the disk: it is written as a hidden
+    `.part` file, flushed, then renamed. An existing file is never overwritten.
 
     Args:
         image: any mode; alpha is composited on white for JPEG.
@@ -134,8 +134,10 @@ def remove_partial_files(root: Path) -> int:
     return count
 
 
-def write_atomically(target: Path, content: bytes) -> None:
+def write_atomically(target: Path, content: bytes, *, durable: bool = True) -> None:
     """Replaces `target` by `content`; a reader, or a kill, finds the old or the new file and nothing between.
+
+    durable: also wait for the disk, so that a power cut cannot undo it.
 
     Raises:
         OSError: as the file system reports it; the old file is then untouched.
@@ -144,13 +146,15 @@ def write_atomically(target: Path, content: bytes) -> None:
     try:
         with partial.open("xb") as stream:
             stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
         os.replace(partial, target)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    _sync_folder(target.parent)
+    if durable:
+        _sync_folder(target.parent)
 
 
 def flatten(image: Image.Image) -> Image.Image:
@@ -175,6 +179,10 @@ def _encoder_arguments(file_format: FileFormat, embedding: Embedding | None) -> 
         arguments |= {"quality": 95, "optimize": True, "progressive": True}
     elif file_format == "WEBP":
         arguments |= {"quality": 95, "lossless": False}
+    else:
+        arguments["compress_level"] = (
+            4  # as small as Pillow's 6 for pictures of this kind, and a tenth faster
+        )
     if embedding is not None:
         arguments |= save_arguments(embedding, file_format)
     return arguments
@@ -183,7 +191,7 @@ def _encoder_arguments(file_format: FileFormat, embedding: Embedding | None) -> 
 def _write(
     image: Image.Image, folder: Path, stems: Iterator[str], suffix: str, arguments: _EncoderArguments
 ) -> Path:
-    """Writes under the first free name; the partial file, created exclusively, is also the claim on the name."""
+    """Writes under the first free name; the partial file, created exclusively, is the claim on the name."""
     if arguments["format"] == "JPEG":
         image = flatten(image)
     for stem in stems:
