@@ -23,6 +23,9 @@ class InvalidRequest(FocaleError):
         self.value = value
         super().__init__(f"{'.'.join(str(part) for part in self.field)}: {message}")
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
 
 class UnknownName(InvalidRequest):
     """A model, sampler, scheduler, style or preset name is not in the list; carries the near matches."""
@@ -123,6 +126,13 @@ class Interrupted(FocaleError):
     def __init__(self, action: str) -> None:
         super().__init__(action)
         self.action = action
+
+
+def _rebuilt(kind: type[Exception], args: tuple[object, ...], state: dict[str, object]) -> Exception:
+    """An exception as it was before it travelled from one process to another."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 def near_matches(name: str, known: Iterable[str], limit: int = 3) -> list[str]:

@@ -122,7 +122,7 @@ def _ended(status: TaskStatus) -> Callable[[Record, Event, int], dict[str, objec
         ended: dict[str, object] = {
             "task_status": status,
             "finish_mills": max(now_ms, record.start_mills, record.in_queue_mills),
-            "progress": record.progress if status is TaskStatus.ERROR else 100,
+            "progress": max(0, record.progress) if status is TaskStatus.ERROR else 100,
         }
         if isinstance(event, Failed):
             ended["error"] = event.error

@@ -563,7 +563,7 @@ class DeliveryParams(ParamGroup, label="Delivery"):
     priority: Literal["interactive", "batch"] = Field(
         "interactive", title="Priority", description="Interactive tasks go before batch tasks, else first in, first out."
     )
-    on_disconnect: Literal["", "keep", "stop"] = Field(
+    on_disconnect: Literal["", "continue", "stop"] = Field(
         "", title="On disconnect", description="What happens when the caller goes away; empty: the server's setting."
     )
 
