@@ -106,8 +106,8 @@ def torch_attempts(version: str, platform: str, nvidia: bool, index: str = "") -
     """Arguments of pip, to be tried in order, that bring a CUDA build to machines with an NVIDIA GPU only.
 
     A version with "+cpu" can only be a CPU build. On Linux PyPI's own build is the CUDA one, so "+cpu" is
-    asked for by name: from the sources that pip is configured with, which may hold it, then from PyTorch's CPU
-    index. On macOS and Windows PyPI's build is the CPU (or Metal) one.
+    asked for by name: from the sources that pip is configured with, which may hold it, then from PyTorch's
+    CPU index. On macOS and Windows PyPI's build is the CPU (or Metal) one.
 
     Args:
         version: the pinned version, without a build.
