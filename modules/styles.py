@@ -89,7 +89,7 @@ class StyleTable:
         return self._by_name[name]
 
     def resolve(self, name: str) -> str:
-        """The listed spelling of a name; "sai-anime" is "SAI Anime": letter case and `-` for a space do not count.
+        """The listed spelling of a name: "sai-anime" is "SAI Anime", letter case and hyphens do not count.
 
         Raises:
             UnknownName: with the near matches.
@@ -127,7 +127,7 @@ def normalise_name(name: str) -> str:
 
 
 def load_styles(folder: Path, *more: Path) -> StyleTable:
-    """The styles of the JSON files in the folders: users' own files first, by name, then the shipped families.
+    """The styles of the JSON files in the folders: users' own files first, then the shipped families.
 
     A file is a list of {"name", "prompt"?, "negative_prompt"?}, so style files made for Fooocus load as they
     are. A user's entry with the name of a shipped style replaces its texts and keeps its place in the list;
