@@ -1,0 +1,1 @@
+"""The generation engine: everything that computes with tensors."""
