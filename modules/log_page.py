@@ -15,8 +15,8 @@ from typing import Final
 from urllib.parse import quote
 
 from modules.errors import StorageFull
+from modules.files_atomic import write_atomically
 from modules.metadata import Json, Row
-from modules.save import write_atomically
 
 LOG_NAME: Final = "log.html"
 SPLIT: Final = "<!--fooocus-log-split-->"  # head, entries, foot: how Fooocus finds the entries again

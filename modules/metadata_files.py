@@ -3,16 +3,15 @@
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias, TypedDict
+from typing import Final, TypedDict
 
 from PIL import Image, PngImagePlugin
 
 from modules.choices import MetadataScheme
+from modules.images import FileFormat
 from modules.metadata import RunFacts, parameters_text, request_json
 
 logger = logging.getLogger(__name__)
-
-FileFormat: TypeAlias = Literal["PNG", "JPEG", "WEBP"]
 
 TEXT_CHUNK: Final = "parameters"
 SCHEME_CHUNK: Final = "fooocus_scheme"

@@ -17,18 +17,12 @@ from PIL import Image
 
 from modules.choices import OutputFormat
 from modules.errors import StorageFull
-from modules.metadata_files import Embedding, FileFormat, save_arguments
+from modules.files_atomic import PARTIAL_SUFFIX, sync_folder
+from modules.images import FILE_FORMATS, FileFormat, flatten
+from modules.metadata_files import Embedding, save_arguments
 
 logger = logging.getLogger(__name__)
 
-FILE_FORMATS: Final[dict[str, FileFormat]] = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
-MEDIA_TYPES: Final[dict[str, str]] = {
-    "png": "image/png",
-    "jpg": "image/jpeg",
-    "jpeg": "image/jpeg",
-    "webp": "image/webp",
-}
-PARTIAL_SUFFIX: Final = ".part"
 MAX_SAVE_NAME: Final = 120  # characters
 MAX_SAVE_NAME_BYTES: Final = (
     200  # file systems allow 255 bytes; index, clash number and suffixes need the rest
@@ -134,42 +128,6 @@ def remove_partial_files(root: Path) -> int:
     return count
 
 
-def write_atomically(target: Path, content: bytes, *, durable: bool = True) -> None:
-    """Replaces `target` by `content`; a reader, or a kill, finds the old or the new file and nothing between.
-
-    durable: also wait for the disk, so that a power cut cannot undo it.
-
-    Raises:
-        OSError: as the file system reports it; the old file is then untouched.
-    """
-    partial = target.with_name(f".{target.name}.{os.getpid()}-{random.getrandbits(32):08x}{PARTIAL_SUFFIX}")
-    try:
-        with partial.open("xb") as stream:
-            stream.write(content)
-            if durable:
-                stream.flush()
-                os.fsync(stream.fileno())
-        os.replace(partial, target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    if durable:
-        _sync_folder(target.parent)
-
-
-def flatten(image: Image.Image) -> Image.Image:
-    """The picture in RGB (or grey), alpha composited on white."""
-    if image.mode in ("RGB", "L"):
-        return image
-    if image.mode == "CMYK":
-        return image.convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        layers = image.convert("RGBA")
-        white = Image.new("RGBA", layers.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layers).convert("RGB")
-    return image.convert("RGB")
-
-
 _EncoderArguments: TypeAlias = dict[str, object]
 
 
@@ -215,17 +173,6 @@ def _write(
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-        _sync_folder(folder)
+        sync_folder(folder)
         return target
     raise OSError(errno.EEXIST, "every possible name is taken", str(folder))
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open folders, and does not need to
-        return
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -17,7 +17,8 @@ from PIL import Image
 from modules import save
 from modules.choices import OutputFormat
 from modules.errors import StorageFull
-from modules.save import clean_save_name, dated_stems, remove_partial_files, save_image, write_atomically
+from modules.files_atomic import write_atomically
+from modules.save import clean_save_name, dated_stems, remove_partial_files, save_image
 
 NOW = datetime(2026, 1, 31, 23, 59, 58)
 
