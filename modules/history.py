@@ -1,0 +1,337 @@
+"""Keeps the record of every task, durable before a call returns and found again without searching."""
+
+import logging
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+from pydantic import ValidationError
+
+from modules.choices import Source, TaskStatus
+from modules.errors import IllegalTransition, NotFound, StorageFull
+from modules.history_index import LARGEST, RecordIndex, TermIndex, model_term, style_term, terms_of, words_of
+from modules.history_log import LogStorage, Sync
+from modules.history_rows import Fields, Row
+from modules.history_tables import LogDB, LogTable
+from modules.record import Record
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME: Final = "history.log"
+TABLE: Final = "history"
+FINAL: Final = tuple(status for status in TaskStatus if status.is_final)
+UNFINISHED: Final = tuple(status for status in TaskStatus if not status.is_final)
+
+_READ_AT_ONCE: Final = 500  # records read under one hold of the lock while the words are collected
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryFilter:
+    """Which records are wanted; every condition given must hold.
+
+    words: beginnings of prompt words, in any order and letter case, all of which must occur.
+    style, model: names, compared without letter case; model is the checkpoint asked for or used.
+    seed: of one of the pictures.
+    start_mills, end_mills: when the task was queued, milliseconds since the epoch, both ends included.
+    """
+
+    words: str = ""
+    style: str = ""
+    model: str = ""
+    seed: int | None = None
+    start_mills: int | None = None
+    end_mills: int | None = None
+    statuses: tuple[TaskStatus, ...] = FINAL
+    source: Source | None = None
+
+    @property
+    def has_terms(self) -> bool:
+        """Whether prompt words, a style or a model narrow the search."""
+        return bool(self.words.strip() or self.style or self.model)
+
+
+class History:
+    """All records of one output folder, over TinyDB on a durable log.
+
+    Thread-safe and synchronous: adding and updating wait for the disk (milliseconds), so call them from an
+    event loop through `asyncio.to_thread`. Reading never waits for a writer's disk. Ids grow with every
+    record and are never given twice, whatever the clock does.
+
+    db, table: TinyDB's own interface to the same records, for any query: `history.table.search(where(...))`.
+        Changes made there are indexed too.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], *, sync: Sync = "always", read_only: bool = False
+    ) -> None:
+        """Open the history of the output folder `folder`, making both where missing.
+
+        Args:
+            sync: see `LogStorage`.
+            read_only: look at the records as they are now, beside the server that writes them.
+        Raises:
+            HistoryLocked: another server writes this history.
+            HistoryDamaged: the file is no history, or of a newer version.
+            StorageFull: the folder cannot be written.
+            OSError: read_only, and there is no readable history.
+        """
+        self.folder = Path(folder)
+        if not read_only:
+            _make_folder(self.folder)
+        self.db = LogDB(self.folder / FILE_NAME, sync=sync, read_only=read_only)
+        self.storage = cast(LogStorage, self.db.storage)
+        self.table = cast(LogTable, self.db.table(TABLE))
+        self._reading_terms = threading.Lock()
+        self._index = RecordIndex()
+        self._terms = TermIndex()
+        with self.storage.state_lock:
+            for doc_id, row in self.storage.rows.tables.get(TABLE, {}).items():
+                self._index.change(doc_id, None, Fields.hot_half(row))
+            self.storage.listener = self._follow
+
+    def close(self) -> None:
+        """Finish what is being written and give the folder free; closing twice is fine."""
+        self.db.close()
+
+    def __enter__(self) -> "History":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self._index.ids)
+
+    # Writing
+
+    def add(self, record: Record) -> Record:
+        """Keep a new record and give it with its id; it is on the disk when this returns.
+
+        Raises:
+            IllegalTransition: a record with this task id exists.
+            StorageFull: the disk did not take it; nothing has changed.
+        """
+        return self.add_many([record])[0]
+
+    def add_many(self, records: Iterable[Record]) -> list[Record]:
+        """Keep new records in one transaction: all of them or none. Raises as `add`."""
+        records = list(records)
+        with self.storage.write_lock:
+            seen: set[str] = set()
+            for record in records:
+                if record.task_id in self._index.by_task or record.task_id in seen:
+                    raise IllegalTransition(f"The history already holds a task {record.task_id!r}.")
+                seen.add(record.task_id)
+            ids = self.table.insert_multiple(_document(record) for record in records)
+        return [record.model_copy(update={"id": doc_id}) for record, doc_id in zip(records, ids, strict=True)]
+
+    def update(self, task_id: str, **changes: object) -> Record:
+        """Change fields of a record and give the next record; it is on the disk when this returns.
+
+        Raises:
+            NotFound: no record has this task id.
+            TypeError: a record has no such field, or the field says which record it is.
+            pydantic.ValidationError: a value does not fit its field.
+            StorageFull: the disk did not take it; nothing has changed.
+        """
+        unknown = changes.keys() - (Record.model_fields.keys() - {"id", "task_id"})
+        if unknown:
+            raise TypeError(f"These fields of a record cannot be changed: {', '.join(sorted(unknown))}.")
+        with self.storage.write_lock:
+            before = self.get(task_id)
+            if before is None:
+                raise NotFound(f"The history holds no task {task_id!r}.")
+            after = Record.model_validate(before.model_dump() | changes)
+            self.table.update(_document(after), doc_ids=[after.id])
+            return after
+
+    def delete(self, task_ids: Iterable[str]) -> list[Record]:
+        """Remove the finished records of these tasks in one transaction and give them, in the order asked.
+
+        Waiting and running tasks, and unknown ids, are passed over. The pictures are the caller's to remove.
+        """
+        with self.storage.write_lock:
+            found = [self.get(task_id) for task_id in dict.fromkeys(task_ids)]
+            gone = [record for record in found if record is not None and record.task_status.is_final]
+            self.table.remove(doc_ids=[record.id for record in gone])
+            return gone
+
+    def prune(
+        self, *, keep: int | None = None, before_mills: int | None = None, max_bytes: int | None = None
+    ) -> list[Record]:
+        """Remove the oldest finished records and give them, oldest first, without their `req_params`.
+
+        Args:
+            keep: how many finished records may stay.
+            before_mills: those queued before this moment go.
+            max_bytes: what all records together may take in a compacted log.
+        """
+        with self.storage.write_lock:
+            with self.storage.state_lock:
+                final = self._index.final
+                ids = set(final[: max(0, len(final) - keep)]) if keep is not None else set()
+                if before_mills is not None:
+                    queued = self._index.times.between(-1, before_mills - 1)
+                    ids.update(doc_id for doc_id in queued if doc_id in final)
+                if max_bytes is not None:
+                    ids.update(self._oldest_above(max_bytes))
+                documents = [(self.table.hot(doc_id) or {}, doc_id) for doc_id in sorted(ids)]
+            self.table.remove(doc_ids=sorted(ids))
+        return [record for hot, doc_id in documents if (record := _record(hot, doc_id)) is not None]
+
+    def _oldest_above(self, max_bytes: int) -> list[int]:
+        """The oldest finished records without which the rest takes at most `max_bytes`."""
+        surplus = self.storage.rows.live_bytes - max_bytes
+        rows = self.storage.rows.tables.get(TABLE, {})
+        ids = []
+        for doc_id in self._index.final:
+            if surplus <= 0:
+                break
+            surplus -= rows[doc_id].cost
+            ids.append(doc_id)
+        return ids
+
+    # Reading
+
+    def get(self, task_id: str) -> Record | None:
+        """The record of a task, or None."""
+        with self.storage.state_lock:
+            doc_id = self._index.by_task.get(task_id)
+            return next(iter(self._read([doc_id])), None) if doc_id is not None else None
+
+    def page(
+        self,
+        *,
+        page: int = 0,
+        page_size: int | None = 10,
+        start_mills: int | None = None,
+        end_mills: int | None = None,
+        statuses: Iterable[TaskStatus] = FINAL,
+    ) -> list[Record]:
+        """Records newest first, by id.
+
+        Args:
+            page: zero-based.
+            page_size: None for all at once.
+            start_mills, end_mills: when the task was queued, both ends included; None leaves the end open.
+        """
+        skip = page * page_size if page_size is not None else 0
+        with self.storage.state_lock:
+            lists = self._index.of_statuses(statuses)
+            low, high = _window(start_mills, end_mills)
+            return self._read(self._index.newest(lists, low, high, skip, page_size))
+
+    def search(self, wanted: HistoryFilter, *, page: int = 0, page_size: int | None = 10) -> list[Record]:
+        """Records that meet `wanted`, newest first, by id.
+
+        The first search for words, a style or a model reads all requests from the disk once (about ten
+        microseconds each); call `read_terms` at a quiet moment to have that done before.
+        """
+        if wanted.has_terms:
+            self.read_terms()
+        skip = page * page_size if page_size is not None else 0
+        with self.storage.state_lock:
+            ids = self._matching(wanted)
+            return self._read(ids[skip:] if page_size is None else ids[skip : skip + page_size])
+
+    def _matching(self, wanted: HistoryFilter) -> list[int]:
+        """Ids of the records that meet `wanted`, largest first."""
+        low, high = _window(wanted.start_mills, wanted.end_mills)
+        ids = self._index.newest(self._index.of_statuses(wanted.statuses), low, high, 0, None)
+        for found in self._narrowing(wanted):
+            ids = [doc_id for doc_id in ids if doc_id in found]
+        return ids
+
+    def _narrowing(self, wanted: HistoryFilter) -> list[set[int]]:
+        """One set of ids for each condition on words, style, model, seed and source."""
+        sets = [self._terms.beginning(word) for word in words_of(wanted.words)]
+        if wanted.style:
+            sets.append(self._terms.exactly(style_term(wanted.style)))
+        if wanted.model:
+            sets.append(self._terms.exactly(model_term(wanted.model)))
+        if wanted.seed is not None:
+            sets.append(set(self._index.seeds.between(wanted.seed, wanted.seed)))
+        if wanted.source is not None:
+            sets.append(set(self._index.by_source.get(wanted.source, ())))
+        return sorted(sets, key=len)
+
+    def unfinished(self) -> list[Record]:
+        """Waiting and running tasks, oldest first: what a restarted server has to take up again."""
+        with self.storage.state_lock:
+            lists = self._index.of_statuses(UNFINISHED)
+            return self._read(self._index.newest(lists, -1, LARGEST, 0, None))[::-1]
+
+    def counts(self) -> dict[TaskStatus, int]:
+        """How many records are in each status."""
+        with self.storage.state_lock:
+            return {status: len(self._index.by_status.get(status, ())) for status in TaskStatus}
+
+    def _read(self, doc_ids: Iterable[int]) -> list[Record]:
+        """The records of these ids; one that is no record (a stranger stored it) is passed over."""
+        view = self.storage.table_view(TABLE)
+        return [record for doc_id in doc_ids if (record := _record(view[str(doc_id)], doc_id)) is not None]
+
+    # Following changes
+
+    def _follow(self, table: str, doc_id: int, before: Row | None, after: Row | None) -> None:
+        """Keep both indexes in step with every change of the table, whoever made it."""
+        if table != TABLE:
+            return
+        self._index.change(
+            doc_id, Fields.hot_half(before) if before else None, Fields.hot_half(after) if after else None
+        )
+        if doc_id <= self._terms.covered:
+            old, new = self._terms_of(before), self._terms_of(after)
+            self._terms.discard(doc_id, old - new)
+            self._terms.add(doc_id, new - old)
+
+    def _terms_of(self, row: Row | None) -> frozenset[str]:
+        if row is None:
+            return frozenset()
+        fields = Fields(row, self.storage.read_cold)
+        return terms_of(fields, fields.get("req_params") or {})
+
+    def read_terms(self) -> None:
+        """Collect the words, styles and models of all records, once; others may read and write meanwhile."""
+        with self._reading_terms:
+            while self._terms.covered < LARGEST:
+                with self.storage.state_lock:
+                    self._read_some_terms()
+
+    def _read_some_terms(self) -> None:
+        """Collect the terms of the next few records; with none left, new ones are followed from now on."""
+        rows = self.storage.rows.tables.get(TABLE, {})
+        ids = self._index.ids.between(self._terms.covered + 1, LARGEST)[:_READ_AT_ONCE]
+        for doc_id in ids:
+            self._terms.add(doc_id, self._terms_of(rows[doc_id]))
+        self._terms.covered = ids[-1] if ids else LARGEST
+
+
+def _document(record: Record) -> dict[str, Any]:
+    """What is stored of a record: all but its id, which is the document's."""
+    return record.model_dump(mode="json", exclude={"id"})
+
+
+def _record(document: Mapping[str, Any], doc_id: int) -> Record | None:
+    try:
+        return Record.model_validate({**document, "id": doc_id})
+    except ValidationError as error:
+        logger.error("Document %d of the history is no record: %s", doc_id, error)
+        return None
+
+
+def _window(start_mills: int | None, end_mills: int | None) -> tuple[int, int]:
+    """The ends of a time window; an open beginning includes records that never were queued."""
+    return (-1 if start_mills is None else start_mills, LARGEST if end_mills is None else end_mills)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageFull(
+            f"The output folder {folder} cannot be made ({error.strerror}). Choose another one."
+        ) from error
