@@ -25,29 +25,29 @@ class RowNoise:
         device: where the noise is used.
     """
 
-    def __init__(
-        self, seeds: Sequence[int], shape: tuple[int, ...], device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, seeds: Sequence[int], shape: tuple[int, ...], device: torch.device | str = "cpu") -> None:
         if not seeds:
             raise ValueError("Noise needs at least one seed.")
         self.seeds = tuple(seeds)
         self.shape = tuple(shape)
         self.device = torch.device(device)
         self._generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
-        self._trees: tuple[BrownianTree, ...] | None = None
+        self._span: tuple[float, float] | None = None
+        self._trees: tuple[BrownianTree, ...] = ()
 
     def normal(self) -> Tensor:
         """The next N(0, 1) noise of each row's stream: (B, 4, h, w) float32."""
         return _drawn(self._generators, self.shape, self.device)
 
     def span(self, sigma_min: float, sigma_max: float) -> None:
-        """Start the rows' Brownian paths over the noise levels of a whole run.
+        """Set the noise levels of a whole run, over which the rows' Brownian paths go.
 
         Args:
             sigma_min: smallest positive level of the schedule.
             sigma_max: largest level of the schedule; both stages of a refiner swap share it.
         """
-        self._trees = tuple(BrownianTree(sigma_min, sigma_max, self.shape, seed) for seed in self.seeds)
+        self._span = (sigma_min, sigma_max)
+        self._trees = ()
 
     def brownian(self, sigma: float, sigma_next: float) -> Tensor:
         """W(σ, σ_next): the paths' movement between two levels, scaled to variance 1.
@@ -60,8 +60,10 @@ class RowNoise:
             RuntimeError: `span` was not called.
             ValueError: both levels are the same.
         """
-        if self._trees is None:
+        if self._span is None:
             raise RuntimeError("Call span(sigma_min, sigma_max) before asking for Brownian noise.")
+        if not self._trees:
+            self._trees = tuple(BrownianTree(*self._span, self.shape, seed) for seed in self.seeds)
         if sigma == sigma_next:
             raise ValueError(f"Brownian noise between {sigma} and itself has no variance.")
         low, high = min(sigma, sigma_next), max(sigma, sigma_next)
@@ -79,13 +81,9 @@ class InpaintNoise:
         seeds, shape, device: as for `RowNoise`, of that sampler run.
     """
 
-    def __init__(
-        self, seeds: Sequence[int], shape: tuple[int, ...], device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, seeds: Sequence[int], shape: tuple[int, ...], device: torch.device | str = "cpu") -> None:
         self._shape, self._device = tuple(shape), torch.device(device)
-        self._generators = [
-            torch.Generator().manual_seed((seed + 1) % INPAINT_SEED_MODULUS) for seed in seeds
-        ]
+        self._generators = [torch.Generator().manual_seed((seed + 1) % INPAINT_SEED_MODULUS) for seed in seeds]
 
     def normal(self) -> Tensor:
         """The next N(0, 1) noise of each row: (B, 4, h, w) float32."""
