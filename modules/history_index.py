@@ -150,7 +150,7 @@ class RecordIndex:
     def newest(
         self, lists: Iterable[SortedIds], low_mills: int, high_mills: int, skip: int, limit: int | None
     ) -> list[int]:
-        """Ids in any of the disjoint `lists` queued in the time window, largest first, from place `skip` on."""
+        """Ids in any of the disjoint `lists` queued in the window, largest first, from place `skip` on."""
         window: Sequence[int] | None = None
         if low_mills > -1 or high_mills < LARGEST:
             window = self.times.between(low_mills, high_mills)
