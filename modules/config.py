@@ -260,6 +260,8 @@ def _wrong_keys(error: ValidationError) -> dict[str, str]:
     """Key of the file → first message, for every key the model refused."""
     wrong: dict[str, str] = {}
     for detail in error.errors(include_url=False, include_context=False):
+        if detail["type"] == "default_factory_not_called":
+            continue  # follows from another key's fault
         key = str(detail["loc"][0])
         if key == "default_image_prompts":
             key = f"default_ip_{detail['loc'][2]}_{int(detail['loc'][1]) + 1}"

@@ -80,6 +80,7 @@ class Flags:
     auth: tuple[str, ...] = flag(
         (),
         "A person who may log in to the page; may be given several times.",
+        secret=True,
         action="append",
         metavar="USER:PASSWORD",
     )
