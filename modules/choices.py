@@ -208,6 +208,16 @@ NO_MODEL = "None"
 STYLE_EXPANSION = "Fooocus V2"
 STYLE_RANDOM = "Random Style"
 
+# How long and how strongly an image prompt of each type guides, unless a request says otherwise: (stop, weight).
+STOP_AND_WEIGHT_BY_TYPE: Mapping[ControlType, tuple[float, float]] = MappingProxyType(
+    {
+        ControlType.IMAGE_PROMPT: (0.5, 0.6),
+        ControlType.PYRA_CANNY: (0.5, 1.0),
+        ControlType.CPDS: (0.5, 1.0),
+        ControlType.FACE_SWAP: (0.9, 0.75),
+    }
+)
+
 ASPECT_RATIOS: tuple[str, ...] = (
     "704*1408", "704*1344", "768*1344", "768*1280", "832*1216", "832*1152", "896*1152", "896*1088", "960*1088",
     "960*1024", "1024*1024", "1024*960", "1088*960", "1088*896", "1152*896", "1152*832", "1216*832", "1280*768",

@@ -11,6 +11,7 @@ from modules.choices import (
     ASPECT_RATIOS,
     DEFAULT_VAE,
     NO_MODEL,
+    STOP_AND_WEIGHT_BY_TYPE,
     ClothCategory,
     ControlType,
     EnhanceOrder,
@@ -31,12 +32,6 @@ INPAINT_METHODS = (
     "Improve Detail (face, hand, eyes, etc.)",
     "Modify Content (add objects, change background, etc.)",
 )
-STOP_AND_WEIGHT_BY_TYPE: Mapping[ControlType, tuple[float, float]] = {
-    ControlType.IMAGE_PROMPT: (0.5, 0.6),
-    ControlType.PYRA_CANNY: (0.5, 1.0),
-    ControlType.CPDS: (0.5, 1.0),
-    ControlType.FACE_SWAP: (0.9, 0.75),
-}
 
 
 class LoraDefault(NamedTuple):

@@ -25,6 +25,20 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Planned:
+    """The worker knows what it will draw.
+
+    model: file name of the checkpoint; width, height: pixels of each picture; steps: sampling steps of each.
+    """
+
+    model: str
+    width: int
+    height: int
+    steps: int
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """A step was made; only the newest one matters to a follower that lags.
 
@@ -121,6 +135,7 @@ class Failed:
 Event: TypeAlias = (
     Queued
     | Started
+    | Planned
     | Progress
     | ImageSaved
     | Noticed

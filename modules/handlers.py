@@ -2,15 +2,17 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from modules.choices import Source, TaskStatus
 from modules.control import Action
-from modules.errors import NotFound
+from modules.errors import IllegalTransition, NotFound
 from modules.events import Event
 from modules.history import History
 from modules.jobs import Job, JobQueue
+from modules.outputs import delete_picture
 from modules.record import Record
 from modules.request import GenerationRequest, normalised, with_resolved_seed
 
@@ -41,18 +43,21 @@ class Handlers:
         history: History,
         check: RequestCheck,
         tools: Tools,
+        output_root: Path,
         stop_when_abandoned: bool = False,
     ) -> None:
         """Bind the door to what stands behind it.
 
         Args:
             check: refuses requests that cannot be met.
+            output_root: the folder that results are in.
             stop_when_abandoned: stop a task whose last follower goes away, unless its request says otherwise.
         """
         self._queue = queue
         self._history = history
         self._check = check
         self._tools = tools
+        self._output_root = output_root
         self._stop_when_abandoned = stop_when_abandoned
 
     async def submit(
@@ -125,9 +130,25 @@ class Handlers:
             IllegalTransition: the task waits or runs.
         """
         record = await self.record(task_id)
-        deleted = await asyncio.to_thread(self._history.delete, [task_id])
-        self._queue.forget(task_id)
-        return deleted[0] if deleted else record
+        if not record.task_status.is_final:
+            raise IllegalTransition(f"Task {task_id} is {record.task_status.value}; stop it before deleting it.")
+        await self.delete_many([task_id])
+        return record
+
+    async def delete_many(self, task_ids: Iterable[str]) -> list[Record]:
+        """Delete the ended ones of these tasks: first their files, then their records; returns the deleted records."""
+        deleted = await asyncio.to_thread(self._delete, list(task_ids))
+        for record in deleted:
+            self._queue.forget(record.task_id)
+        return deleted
+
+    def _delete(self, task_ids: list[str]) -> list[Record]:
+        for task_id in task_ids:
+            record = self._history.get(task_id)
+            if record is not None and record.task_status.is_final:
+                for path in record.result:
+                    delete_picture(self._output_root, path)
+        return self._history.delete(task_ids)
 
     async def describe(self, image_path: str, kinds: tuple[str, ...]) -> str:
         """Words for a picture.

@@ -10,7 +10,7 @@
                ├──── Stopped ─────────────────────────────────▶ stop
                └──── Failed ──────────────────────────────────▶ error
 
-Progress, ImageSaved, ImageSkipped and Noticed leave a running task running. No event leads out of a final state.
+Planned, Progress, ImageSaved, ImageSkipped and Noticed leave a running task running. No event leads out of a final state.
 """
 
 from collections.abc import Callable
@@ -25,6 +25,7 @@ from modules.events import (
     ImageSaved,
     ImageSkipped,
     Noticed,
+    Planned,
     Progress,
     Queued,
     Retrying,
@@ -43,6 +44,7 @@ _ALLOWED: dict[type, frozenset[TaskStatus]] = {
     Queued: frozenset({_PENDING}),
     Started: frozenset({_PENDING}),
     Noticed: frozenset({_PENDING, _RUNNING}),
+    Planned: frozenset({_RUNNING}),
     Progress: frozenset({_RUNNING}),
     ImageSaved: frozenset({_RUNNING}),
     ImageSkipped: frozenset({_RUNNING}),
@@ -86,6 +88,10 @@ def _started(record: Record, event: Started, now_ms: int) -> dict[str, object]:
         "attempts": event.attempt,
         "progress": 0,
     }
+
+
+def _planned(_record: Record, event: Planned, _now_ms: int) -> dict[str, object]:
+    return {"model": event.model, "width": event.width, "height": event.height}
 
 
 def _progress(record: Record, event: Progress, _now_ms: int) -> dict[str, object]:
@@ -136,6 +142,7 @@ _CHANGES: MappingProxyType[type, Callable[..., dict[str, object]]] = MappingProx
         Queued: lambda _record, _event, _now_ms: {},
         Started: _started,
         Noticed: _noticed,
+        Planned: _planned,
         Progress: _progress,
         ImageSaved: _image_saved,
         ImageSkipped: _image_skipped,

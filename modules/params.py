@@ -15,6 +15,7 @@ from modules.choices import (
     DEFAULT_VAE,
     MAX_SEED,
     NO_MODEL,
+    STOP_AND_WEIGHT_BY_TYPE,
     STYLE_EXPANSION,
     ClothCategory,
     ControlType,
@@ -161,14 +162,6 @@ class Lora(ParamGroup, label="LoRA"):
         return self.enabled and self.model_name != NO_MODEL
 
 
-PER_TYPE_STOP_WEIGHT: Mapping[ControlType, tuple[float, float]] = {
-    ControlType.IMAGE_PROMPT: (0.5, 0.6),
-    ControlType.FACE_SWAP: (0.9, 0.75),
-    ControlType.PYRA_CANNY: (0.5, 1.0),
-    ControlType.CPDS: (0.5, 1.0),
-}
-
-
 class ImagePrompt(ParamGroup, label="Image Prompt"):
     """One picture that guides the run."""
 
@@ -187,8 +180,8 @@ class ImagePrompt(ParamGroup, label="Image Prompt"):
             return data
         filled = dict(data)
         kind = filled.get("cn_type", ControlType.IMAGE_PROMPT)
-        if isinstance(kind, str) and kind in PER_TYPE_STOP_WEIGHT:
-            stop, weight = PER_TYPE_STOP_WEIGHT[ControlType(kind)]
+        if isinstance(kind, str) and kind in STOP_AND_WEIGHT_BY_TYPE:
+            stop, weight = STOP_AND_WEIGHT_BY_TYPE[ControlType(kind)]
             for key, value in (("cn_stop", stop), ("cn_weight", weight)):
                 if key in filled and filled[key] is None:
                     filled[key] = value

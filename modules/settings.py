@@ -223,6 +223,10 @@ class Settings(Flags):
             _write(self.paths.config, json.dumps(folders, indent=4) + "\n")
         _write(self.paths.config_example, self._tutorial())
 
+    def log_in_worker(self) -> None:
+        """Sets up logging in a worker process, as in the server's."""
+        logging.basicConfig(level=self.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
     def log(self) -> None:
         """Logs what could not be used, and once which flags mean nothing here."""
         for problem in self.problems:

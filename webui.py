@@ -1,0 +1,95 @@
+"""Starts Focale: settings → services → extensions → page → serve. Nothing else is decided here."""
+
+import logging
+import os
+import sys
+import time
+import webbrowser
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from modules.extensions import Extension
+    from modules.settings import Settings
+
+STARTED = time.perf_counter()
+
+logger = logging.getLogger("focale")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve, or run one command; returns the exit code."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if argv[:1] == ["generate"]:
+        from modules.command_line import main as generate
+
+        return generate(argv[1:])
+    if argv[:1] == ["history"]:
+        from modules.history_cli import main as history
+
+        return history(argv[1:])
+    return _serve(argv)
+
+
+def _serve(argv: Sequence[str]) -> int:
+    """Serve page and API until a signal comes."""
+    from modules.errors import FocaleError
+    from modules.extensions import load_extensions
+    from modules.settings import Settings
+
+    loaded = load_extensions()
+    try:
+        settings = Settings.load(argv, extra=loaded.argument_adders())
+        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        settings.prepare()
+        settings.log()
+        return _run(settings, loaded.extensions)
+    except FocaleError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+
+
+def _run(settings: "Settings", extensions: "Sequence[Extension]") -> int:
+    """Bind the ports, put everything together and serve."""
+    from modules import serving
+    from modules.assembly import build_services
+
+    settings, listeners = serving.bind(settings)
+    services = build_services(settings)
+    page = None
+    if not settings.nowebui:
+        from modules.ui.page import build_page
+
+        page = build_page(services, extensions)
+    application = serving.assemble(services, extensions, page=page, api_ports=listeners.api_ports)
+    try:
+        served = serving.serve(
+            application,
+            listeners,
+            trusted_proxies=settings.trusted_proxies,
+            on_ready=lambda: _announce(settings),
+        )
+    finally:
+        services.history.close()
+    return 0 if served else 1
+
+
+def _announce(settings: "Settings") -> None:
+    """Tell where the server is."""
+    host = "127.0.0.1" if settings.listen in ("0.0.0.0", "::") else settings.listen
+    if not settings.nowebui:
+        logger.info("The page is at http://%s:%d/", host, settings.webui_port)
+    logger.info("The API is at http://%s:%d/docs", host, settings.api_port)
+    if not settings.listens_on_loopback and not (settings.api_keys or settings.logins):
+        logger.warning(
+            "Everyone who can reach %s can use this server; set --apikey or --auth, or leave --listen out.",
+            settings.listen,
+        )
+    logger.info("Ready after %.2f s.", time.perf_counter() - STARTED)
+    if settings.open_browser:
+        webbrowser.open(f"http://{host}:{settings.webui_port}/")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
