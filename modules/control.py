@@ -31,12 +31,10 @@ class Control:
         """Called before every model evaluation and between the stages of an image.
 
         Raises:
-            Interrupted: stop or skip was asked for.
+            Interrupted: stop was asked for.
         """
         if self._stop:
             raise Interrupted("stop")
-        if self._skips:
-            raise Interrupted("skip")
 
     def take_skips(self) -> int:
         """How many images should be dropped since the last call."""
