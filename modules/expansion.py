@@ -22,13 +22,13 @@ from modules.expansion_words import (
 )
 
 CHUNK_TOKENS = 75
-MAX_ADDED_TOKENS = 36
+MAX_ADDED_TOKENS = 48
 MAX_PHRASES = 11
 
 _LETTERS = re.compile(r"[^\W_]+")
 _TOKENS = re.compile(r"[^\W_]+|[^\w\s]|_")
 _ENDINGS = ("ings", "ing", "edly", "ed", "ly", "es", "s", "y")
-_CHARS_PER_TOKEN = 9  # of a plain English word in CLIP's vocabulary; longer words take another token
+_CHARS_PER_TOKEN = 6  # rare words take as little as six letters a token
 
 
 def expand_prompt(prompt: str, seed: int) -> str:
@@ -62,9 +62,10 @@ def expand_prompt(prompt: str, seed: int) -> str:
 
 
 def approximate_tokens(text: str) -> int:
-    """About how many CLIP tokens a text takes: one a mark, one a word and each further nine letters.
+    """About how many CLIP tokens a text takes: one a mark, one a word and each further six letters.
 
-    A little high for common English; no tokeniser is needed where the prompt is prepared.
+    High for common English, so that what is meant to fit a chunk does; no tokeniser is needed where prompts are
+    prepared.
     """
     return sum(1 + (len(token) - 1) // _CHARS_PER_TOKEN for token in _TOKENS.findall(text))
 

@@ -16,9 +16,7 @@ ASPECTS: tuple[str, ...] = ("light", "composition", "finish", "colour", "mood", 
 
 NEUTRAL_MEDIUM = "any"
 
-SMALL_WORDS = _words(
-    "a an and are as at by for from in into is it its of off on or over the to under up with without"
-)
+SMALL_WORDS = _words("a an and are as at by for from in into is it its of off on or over the to under up with without")
 
 SUBJECT_CUES: Mapping[str, frozenset[str]] = {
     "person": _words(
@@ -198,7 +196,7 @@ SUBJECT_PHRASES: Mapping[str, Phrases] = {
             "polished paint and chrome", "precise shut lines", "true mechanical proportions",
             "tactile rubber and glass",
         ),
-        "colour": ("deep lacquered colour", "cool greys with one warm accent", "dusty sun-bleached tones"),
+        "colour": ("deep lacquered color", "cool greys with one warm accent", "dusty sun-bleached tones"),
         "mood": ("restrained power", "wanderlust", "poised stillness"),
         "depth": ("streaked backdrop", "distance dissolving in haze"),
     },
@@ -251,7 +249,7 @@ SUBJECT_PHRASES: Mapping[str, Phrases] = {
             "soft blue twilight",
         ),
         "composition": (
-            "foreground, middle ground and distance", "winding leading line", "low horizon and large sky",
+            "layered foreground and far distance", "winding leading line", "low horizon and large sky",
             "wide panoramic frame",
         ),
         "finish": (
@@ -263,7 +261,7 @@ SUBJECT_PHRASES: Mapping[str, Phrases] = {
     },
     "object": {
         "light": (
-            "large softbox reflection", "gentle gradient light", "crisp rim from behind",
+            "broad soft reflection", "gentle gradient light", "crisp rim from behind",
             "sparkling highlights",
         ),
         "composition": (
@@ -297,7 +295,7 @@ SUBJECT_PHRASES: Mapping[str, Phrases] = {
         ),
         "finish": ("refined details", "convincing texture", "crisp edges", "carefully finished"),
         "colour": (
-            "harmonious colours", "rich tonal range", "restrained palette", "warm and cool contrast",
+            "harmonious colors", "rich tonal range", "restrained palette", "warm and cool contrast",
         ),
         "mood": ("evocative atmosphere", "timeless feeling", "quiet drama"),
         "depth": ("gentle depth of field", "distinct foreground and distance"),
@@ -305,12 +303,8 @@ SUBJECT_PHRASES: Mapping[str, Phrases] = {
 }  # fmt: skip
 
 MEDIUM_CUES: Mapping[str, frozenset[str]] = {
-    "photo": _words(
-        "photo photograph photography photographic photorealistic dslr film polaroid snapshot 35mm"
-    ),
-    "paint": _words(
-        "painting painted oil acrylic watercolor watercolour gouache fresco impressionist canvas tempera"
-    ),
+    "photo": _words("photo photograph photography photographic photorealistic dslr film polaroid snapshot 35mm"),
+    "paint": _words("painting painted oil acrylic watercolor watercolour gouache fresco impressionist canvas tempera"),
     "drawing": _words("drawing sketch pencil charcoal ink lineart engraving etching pen chalk pastel doodle"),
     "illustration": _words("anime manga cartoon comic illustration vector flat sticker emoji poster chibi"),
     "render": _words("render rendering 3d cgi octane blender isometric lowpoly voxel unreal clay plastic"),
