@@ -39,7 +39,7 @@ Fetch: TypeAlias = Callable[[str], bytes]
 
 _WAY_OUT: Final = "Send a PNG, JPEG, WebP, GIF or BMP picture as an http(s) URL, a data URI or base64."
 _STORED_INPUT: Final = re.compile(rf"/?({INPUT_FOLDER}/[0-9a-f]{{64}}\.png)")
-_BROKEN: Final = (
+UNREADABLE: Final = (
     OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, ZeroDivisionError,
     OverflowError, MemoryError, struct.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
 )  # fmt: skip
@@ -114,7 +114,7 @@ def decode(content: bytes, *, field: Field, as_mask: bool = False) -> Image.Imag
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UnreadableImage(field, "The picture has more than 64 megapixels.") from None
-    except _BROKEN as error:
+    except UNREADABLE as error:
         reason = "It is not a picture" if isinstance(error, UnidentifiedImageError) else "It is damaged"
         raise UnreadableImage(field, f"{reason} ({_mib(len(content))} were read). {_WAY_OUT}") from error
 
@@ -210,9 +210,7 @@ def store_input(image: Image.Image, output_root: Path) -> str:
             target.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(target, buffer.getvalue())
         except OSError as error:
-            raise StorageFull(
-                f"The input picture could not be stored in {str(target)!r}: {error}."
-            ) from error
+            raise StorageFull(f"The input picture could not be stored in {str(target)!r}: {error}.") from error
     return relative
 
 
@@ -245,7 +243,7 @@ def file_as(path: Path, output_format: str) -> bytes:
             if image.format == FILE_FORMATS[output_format]:
                 return content
             return encode(image, output_format)
-    except _BROKEN as error:
+    except UNREADABLE as error:
         raise UnreadableImage("file", f"{path.name!r} is not a readable picture.") from error
 
 
@@ -268,9 +266,7 @@ def flatten(image: Image.Image, background: int = 255) -> Image.Image:
     """The picture as `RGB`, or `L` if grey; alpha is composited on `background` (0 black, 255 white)."""
     if image.mode.startswith("I"):
         levels = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray(
-            np.clip(levels / 257 + 0.5, 0, 255).astype(np.uint8)
-        )  # 16 bits: 65535 / 257 = 255
+        image = Image.fromarray(np.clip(levels / 257 + 0.5, 0, 255).astype(np.uint8))  # 16 bits: 65535 / 257 = 255
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         ground = Image.new("RGBA", layers.size, (background, background, background, 255))
@@ -300,7 +296,7 @@ def _check_size(size: tuple[int, int], field: Field) -> None:
         megapixels = width * height / 1e6
         raise UnreadableImage(
             field,
-            f"The picture has {width} × {height} pixels, {megapixels:.0f} megapixels; at most 64 are allowed.",
+            f"The picture has {width}x{height} pixels, {megapixels:.0f} megapixels; at most 64 are allowed.",
         )
 
 
@@ -310,17 +306,13 @@ def _fetched(url: str, field: Field, sources: ImageSources) -> bytes:
     try:
         return sources.fetch(url)
     except FetchRefused as error:
-        message = (
-            f"The URL {url[:200]!r} could not be fetched: {error} Or send the picture itself, as base64."
-        )
+        message = f"The URL {url[:200]!r} could not be fetched: {error} Or send the picture itself, as base64."
         raise UnreadableImage(field, message) from error
 
 
 def _decode_base64(text: str, what: str, field: Field) -> bytes:
     if len(text) > MAX_IMAGE_BYTES * 1.5:
-        raise UnreadableImage(
-            field, f"The {what} has {_mib(len(text))}; pictures of at most 50 MiB are accepted."
-        )
+        raise UnreadableImage(field, f"The {what} has {_mib(len(text))}; pictures of at most 50 MiB are accepted.")
     compact = "".join(text.split()).replace("-", "+").replace("_", "/").rstrip("=")
     try:
         return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)

@@ -15,7 +15,7 @@ from modules.choices import (
     SchedulerName,
 )
 
-Json: TypeAlias = "None | bool | int | float | str | Sequence[Json] | Mapping[str, Json]"
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 
 DEFAULT_ADAPTIVE_CFG: Final = 7.0
 REQUEST_KEY: Final = "focale"  # key of the complete request in JSON texts
@@ -203,9 +203,7 @@ def request_json(request: Mapping[str, Json]) -> str:
 
 def _fooocus_text(facts: RunFacts, *, with_request: bool) -> str:
     values: dict[str, Json] = {
-        row.key: row.value
-        for row in rows(facts, MetadataScheme.FOOOCUS)
-        if not row.key.startswith("lora_combined_")
+        row.key: row.value for row in rows(facts, MetadataScheme.FOOOCUS) if not row.key.startswith("lora_combined_")
     }
     values["base_model"] = model_stem(facts.base_model)
     values["base_model_hash"] = facts.base_model_hash

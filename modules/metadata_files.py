@@ -143,9 +143,7 @@ def _exif_block(embedding: Embedding, *, comment: bytes, legacy: str | None) -> 
     exif[TAG_SOFTWARE] = embedding.facts.version.encode("ascii", "replace").decode("ascii")
     exif[TAG_MAKER_NOTE] = scheme
     if legacy is not None:
-        exif[TAG_USER_COMMENT] = (
-            legacy if legacy.isascii() else legacy.encode()
-        )  # text, as Fooocus expects it
+        exif[TAG_USER_COMMENT] = legacy if legacy.isascii() else legacy.encode()  # text, as Fooocus expects it
     directory = exif.get_ifd(EXIF_IFD)
     directory[TAG_USER_COMMENT] = comment
     directory[TAG_MAKER_NOTE] = scheme

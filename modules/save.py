@@ -24,9 +24,7 @@ from modules.metadata_files import Embedding, save_arguments
 logger = logging.getLogger(__name__)
 
 MAX_SAVE_NAME: Final = 120  # characters
-MAX_SAVE_NAME_BYTES: Final = (
-    200  # file systems allow 255 bytes; index, clash number and suffixes need the rest
-)
+MAX_SAVE_NAME_BYTES: Final = 200  # file systems allow 255 bytes; index, clash number and suffixes need the rest
 NO_SAVE_NAME: Final = frozenset({"", "none"})
 
 _WINDOWS_DEVICE: Final = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
@@ -138,17 +136,13 @@ def _encoder_arguments(file_format: FileFormat, embedding: Embedding | None) -> 
     elif file_format == "WEBP":
         arguments |= {"quality": 95, "lossless": False}
     else:
-        arguments["compress_level"] = (
-            4  # as small as Pillow's 6 for pictures of this kind, and a tenth faster
-        )
+        arguments["compress_level"] = 4  # as small as Pillow's 6 for pictures of this kind, and a tenth faster
     if embedding is not None:
         arguments |= save_arguments(embedding, file_format)
     return arguments
 
 
-def _write(
-    image: Image.Image, folder: Path, stems: Iterator[str], suffix: str, arguments: _EncoderArguments
-) -> Path:
+def _write(image: Image.Image, folder: Path, stems: Iterator[str], suffix: str, arguments: _EncoderArguments) -> Path:
     """Writes under the first free name; the partial file, created exclusively, is the claim on the name."""
     if arguments["format"] == "JPEG":
         image = flatten(image)

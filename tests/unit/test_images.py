@@ -77,7 +77,8 @@ def test_every_spelling_of_a_picture_gives_its_pixels(value: str | bytes | Image
 def test_path_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(PNG)
     image = read_image(tmp_path / "a.png", field="image")
-    assert image is not None and image.tobytes() == corners().tobytes()
+    assert image is not None
+    assert image.tobytes() == corners().tobytes()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -166,12 +167,7 @@ def bomb(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("size", [(8001, 8000), (10_000, 10_000), (20_000, 20_000), (2**31 - 1, 2**31 - 1)])
@@ -218,7 +214,8 @@ def test_damaged_pictures_raise_nothing_else(noise: bytes, start: int) -> None:
 def test_url_is_fetched_and_a_refusal_names_field_and_way_out() -> None:
     fetched = ImageSources(fetch=lambda url: PNG)
     image = read_image("http://example.test/a.png", field="image", sources=fetched)
-    assert image is not None and image.size == (16, 8)
+    assert image is not None
+    assert image.size == (16, 8)
 
     def refuse(url: str) -> bytes:
         raise FetchRefused("its address is private.")
@@ -237,7 +234,8 @@ def test_equal_pictures_share_one_stored_file(tmp_path: Path) -> None:
     assert other != first
     assert len(list((tmp_path / "inputs").iterdir())) == 2
     restored = read_image(first, field="image", sources=ImageSources(output_root=tmp_path))
-    assert restored is not None and restored.tobytes() == corners().tobytes()
+    assert restored is not None
+    assert restored.tobytes() == corners().tobytes()
 
 
 def test_own_urls_are_read_from_disk(tmp_path: Path) -> None:
@@ -251,7 +249,8 @@ def test_own_urls_are_read_from_disk(tmp_path: Path) -> None:
         "HTTP://127.0.0.1:7866/outputs/2026-01-31/my%20cat-0.png",
     ):
         image = read_image(url, field="image", sources=sources)
-        assert image is not None and image.tobytes() == corners().tobytes()
+        assert image is not None
+        assert image.tobytes() == corners().tobytes()
     for url in (
         "http://127.0.0.1:78660/outputs/2026-01-31/a.png",
         "http://127.0.0.1:7866/outputs/2026-01-31/no.png",
@@ -316,9 +315,7 @@ def test_missing_file_is_not_found(tmp_path: Path) -> None:
         stored_file("2026-01-31/nothing.png", tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [("png", "PNG"), ("jpg", "JPEG"), ("jpeg", "JPEG"), ("webp", "WEBP")]
-)
+@pytest.mark.parametrize(("name", "kind"), [("png", "PNG"), ("jpg", "JPEG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
 def test_conversion_changes_the_format(tmp_path: Path, name: str, kind: str) -> None:
     source = tmp_path / "a.bmp"
     source.write_bytes(encoded(Image.new("RGBA", (8, 8), (0, 0, 0, 255)), "PNG"))

@@ -114,9 +114,7 @@ def test_any_text_is_copied_back_exactly(prompt: str, label: str) -> None:
 def test_policy_allows_exactly_the_script_and_style_of_the_page(tmp_path: Path) -> None:
     add_entry(tmp_path, entry())
     page = read(tmp_path)
-    policy = next(
-        meta["content"] or "" for meta in page.meta if meta.get("http-equiv") == "Content-Security-Policy"
-    )
+    policy = next(meta["content"] or "" for meta in page.meta if meta.get("http-equiv") == "Content-Security-Policy")
     for tag in ("style", "script"):
         digest = base64.b64encode(hashlib.sha256(page.raw[tag].encode()).digest()).decode()
         assert f"{tag}-src 'sha256-{digest}'" in policy
@@ -154,9 +152,7 @@ def test_a_foreign_file_is_kept_aside(tmp_path: Path) -> None:
 
 
 def test_concurrent_writers_lose_nothing(tmp_path: Path) -> None:
-    threads = [
-        threading.Thread(target=add_entry, args=(tmp_path, entry(f"{number}.png"))) for number in range(16)
-    ]
+    threads = [threading.Thread(target=add_entry, args=(tmp_path, entry(f"{number}.png"))) for number in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -165,15 +161,12 @@ def test_concurrent_writers_lose_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["log.html"]
 
 
-@pytest.mark.parametrize(
-    ("count", "columns", "rows"), [(2, 2, 1), (3, 2, 2), (4, 2, 2), (5, 3, 2), (10, 4, 3)]
-)
+@pytest.mark.parametrize(("count", "columns", "rows"), [(2, 2, 1), (3, 2, 2), (4, 2, 2), (5, 3, 2), (10, 4, 3)])
 def test_contact_sheet_fills_rows_first_on_black(count: int, columns: int, rows: int) -> None:
     sheet = contact_sheet([Image.new("RGB", (6, 4), (index + 1, 0, 0)) for index in range(count)])
-    assert sheet is not None and sheet.size == (columns * 6, rows * 4)
-    cells = [
-        sheet.getpixel((column * 6 + 3, row * 4 + 2)) for row in range(rows) for column in range(columns)
-    ]
+    assert sheet is not None
+    assert sheet.size == (columns * 6, rows * 4)
+    cells = [sheet.getpixel((column * 6 + 3, row * 4 + 2)) for row in range(rows) for column in range(columns)]
     assert cells == [(index + 1 if index < count else 0, 0, 0) for index in range(columns * rows)]
 
 

@@ -25,22 +25,19 @@ NOW = datetime(2026, 1, 31, 23, 59, 58)
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (40, 24)) -> Image.Image:
     gradient = Image.linear_gradient("L").resize(size)
-    return Image.merge("RGB", (gradient, gradient.transpose(Image.Transpose.ROTATE_180), gradient)).convert(
-        mode
-    )
+    return Image.merge("RGB", (gradient, gradient.transpose(Image.Transpose.ROTATE_180), gradient)).convert(mode)
 
 
 @pytest.mark.parametrize(
     ("output_format", "kind"), [("png", "PNG"), ("jpg", "JPEG"), ("jpeg", "JPEG"), ("webp", "WEBP")]
 )
-def test_dated_file_has_the_asked_suffix_and_the_real_format(
-    tmp_path: Path, output_format: str, kind: str
-) -> None:
+def test_dated_file_has_the_asked_suffix_and_the_real_format(tmp_path: Path, output_format: str, kind: str) -> None:
     saved = save_image(picture(), root=tmp_path, output_format=OutputFormat(output_format), now=NOW)
 
     folder, name = saved.path.split("/")
     assert folder == "2026-01-31"
-    assert name.startswith("2026-01-31_23-59-58_") and name.endswith(f".{output_format}")
+    assert name.startswith("2026-01-31_23-59-58_")
+    assert name.endswith(f".{output_format}")
     assert 1000 <= int(name.rsplit(".", 1)[0].rsplit("_", 1)[1]) <= 9999
     assert saved.size_bytes == (tmp_path / saved.path).stat().st_size
     with Image.open(saved.file) as read:
@@ -114,7 +111,9 @@ def test_save_names_are_made_safe(wish: str, name: str) -> None:
 def test_any_save_name_is_one_plain_file_name(wish: str) -> None:
     name = clean_save_name(wish)
     if name is not None:
-        assert name == Path(name).name and not name.startswith(".") and len(name) <= 120
+        assert name == Path(name).name
+        assert not name.startswith(".")
+        assert len(name) <= 120
         assert len(f".{name}-31_99999.jpeg.part".encode()) <= 255
         assert all(char.isalnum() or char in " ._-" for char in name)
         assert clean_save_name(name) == name
@@ -132,13 +131,12 @@ def test_every_number_of_a_second_is_tried_once() -> None:
     assert {stem[-4:] for stem in stems} == {str(number) for number in range(1000, 10_000)}
 
 
-def test_nothing_is_overwritten_when_the_number_is_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_overwritten_when_the_number_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(save.random.SystemRandom, "randrange", lambda self, stop: stop - 1)
     first = save_image(picture(), root=tmp_path, output_format="png", now=NOW)
     second = save_image(Image.new("RGB", (2, 2)), root=tmp_path, output_format="png", now=NOW)
-    assert first.path.endswith("_9999.png") and second.path.endswith("_1000.png")
+    assert first.path.endswith("_9999.png")
+    assert second.path.endswith("_1000.png")
     with Image.open(first.file) as read:
         assert read.size == (40, 24)
 
@@ -193,7 +191,8 @@ def test_kill_leaves_whole_pictures_only(tmp_path: Path) -> None:
             stdout=subprocess.PIPE,
             cwd=Path(__file__).parents[2],
         )
-        assert writer.stdout is not None and writer.stdout.readline() == b"ready\n"
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"ready\n"
         time.sleep(delay_s)  # the moment of the kill is the input of this test, not something to wait for
         writer.send_signal(signal.SIGKILL)
         writer.wait()
@@ -203,7 +202,7 @@ def test_kill_leaves_whole_pictures_only(tmp_path: Path) -> None:
     for path in visible:
         with Image.open(path) as read:
             read.load()
-    left = len([path for path in tmp_path.glob("*/.*")])
+    left = len(list(tmp_path.glob("*/.*")))
     assert remove_partial_files(tmp_path) == left
     assert sorted(tmp_path.glob("*/*")) == sorted(visible)
 
