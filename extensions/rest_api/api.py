@@ -1,0 +1,92 @@
+"""What the routes share: the services, the request model with the configured defaults, and the API's own helpers."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from extensions.rest_api.bodies import request_model
+from extensions.rest_api.eta import EtaMeter
+from extensions.rest_api.fetching import fetcher_of
+from extensions.rest_api.metrics import Metrics
+from extensions.rest_api.quota import KeyQuota
+from extensions.rest_api.webhook import Outbox, WebhookSender
+from extensions.rest_api.wire import Wire, base_of
+from modules.events import Event
+from modules.extensions import Services
+from modules.images import ImageSources
+from modules.jobs import Job
+from modules.request import GenerationRequest
+
+
+@dataclass
+class Api:
+    """One instance per server; routes get it through `ApiDep`."""
+
+    services: Services
+    request_model: type[GenerationRequest] = field(init=False)
+    eta: EtaMeter = field(init=False)
+    metrics: Metrics = field(init=False)
+    quota: KeyQuota = field(init=False)
+    outbox: Outbox = field(init=False)
+
+    def __post_init__(self) -> None:
+        settings = self.services.settings
+        self.request_model = request_model(settings.request_defaults())
+        self.eta = EtaMeter(self.services.jobs)
+        self.metrics = Metrics(self.services.jobs)
+        limit = settings.extra.get("key_queue_limit", 0)
+        self.quota = KeyQuota(self.services.jobs, limit if isinstance(limit, int) else 0)
+        self._fetcher = fetcher_of(settings)
+        sender = WebhookSender(self._fetcher.post, secret=settings.webhook_secret)
+        self.outbox = Outbox(
+            settings.paths.outputs / "webhooks",
+            send=sender,
+            find=self.services.history.get,
+            body=lambda record: self.wire(None).record(record),
+        )
+
+    def wire(self, request: Request | None) -> Wire:
+        """The translation for one caller; None for a webhook, which nobody asked for."""
+        settings = self.services.settings
+        asked = base_of(request, trust_forwarded=bool(settings.trusted_proxies)) if request else None
+        return Wire(settings.result_base(asked), self.services.signer)
+
+    def sources(self, request: Request) -> ImageSources:
+        """Where the picture values of this caller may lead."""
+        settings = self.services.settings
+        ports = {settings.webui_port, settings.api_port}
+        local = [f"http://{host}:{port}" for host in ("127.0.0.1", "localhost") for port in sorted(ports)]
+        return ImageSources(
+            output_root=settings.paths.outputs,
+            own_bases=[self.wire(request).base, *local],
+            fetch=self._fetcher.image,
+        )
+
+    def on_event(self, job: Job, event: Event) -> None:
+        """Something happened to a task."""
+        self.eta.on_event(job, event)
+        self.metrics.on_event(job, event)
+        self.quota.on_event(job, event)
+        self.outbox.on_event(job, event)
+
+
+def _api_of(request: Request) -> Api:
+    api: Api = request.app.state.api
+    return api
+
+
+ApiDep = Annotated[Api, Depends(_api_of)]
+
+
+def _wire_of(request: Request) -> Wire:
+    return _api_of(request).wire(request)
+
+
+WireDep = Annotated[Wire, Depends(_wire_of)]
+
+
+def key_name_of(request: Request) -> str:
+    """Name of the API key the caller showed; "" without keys."""
+    name: str = request.scope.get("state", {}).get("key_name", "")
+    return name

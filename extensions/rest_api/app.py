@@ -1,0 +1,55 @@
+"""Puts the routes of the API into one application."""
+
+from fastapi import APIRouter, FastAPI, Request, Response
+
+from extensions.rest_api import catalogue, docs, generate, health, stored, tasks, tools
+from extensions.rest_api.api import Api
+from extensions.rest_api.calls import ClientGone
+from extensions.rest_api.errors import install_error_handlers
+from extensions.rest_api.metrics import CountRequests
+from modules.version import VERSION
+
+LINKABLE = frozenset({"docs", "outputs", "inputs", "files"})
+SIGNED = frozenset({"outputs", "inputs", "files"})
+PUBLIC = frozenset({"/healthz", "/readyz"})
+CLIENT_CLOSED_REQUEST = 499
+
+
+def routers(api: Api) -> list[APIRouter]:
+    """Every router, in the order of the documentation."""
+    return [
+        generate.router, tasks.router, stored.router, catalogue.router, tools.router, health.router, docs.router,
+    ]  # fmt: skip
+
+
+def build_app(api: Api) -> FastAPI:
+    """The application; `api` is what its routes share."""
+    app = FastAPI(title="Focale", version=VERSION, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.api = api
+    for router in routers(api):
+        app.include_router(router)
+    docs.install_schema(app, api.request_model)
+    install_error_handlers(app)
+    app.add_exception_handler(ClientGone, _nobody_left)
+    app.add_middleware(CountRequests, metrics=api.metrics)
+    app.router.redirect_slashes = False
+    app.state.segments = frozenset(
+        segment for router in routers(api) for route in router.routes if (segment := _first_segment(route))
+    )
+    return app
+
+
+def segments_of(app: FastAPI) -> frozenset[str]:
+    """First path segments of all routes."""
+    segments: frozenset[str] = app.state.segments
+    return segments
+
+
+def _first_segment(route: object) -> str:
+    path: str = getattr(route, "path", "")
+    return path.strip("/").split("/", 1)[0]
+
+
+async def _nobody_left(_request: Request, _error: Exception) -> Response:
+    """An answer that nobody reads."""
+    return Response(status_code=CLIENT_CLOSED_REQUEST)

@@ -1,0 +1,148 @@
+"""From an HTTP request to a task: parse, lay the preset under it, store its pictures, submit, wait."""
+
+import asyncio
+import hashlib
+import uuid
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+
+from extensions.rest_api.api import Api, key_name_of
+from extensions.rest_api.bodies import as_plain, ignored_fields, json_body, located, validated
+from extensions.rest_api.inputs import with_stored_inputs
+from modules.choices import Source
+from modules.errors import IllegalTransition, InvalidRequest
+from modules.jobs import Job
+from modules.presets import INITIAL, apply_preset, load_preset
+from modules.record import Record
+from modules.request import GenerationRequest
+
+T = TypeVar("T")
+MAX_IDEMPOTENCY_KEY = 200
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its answer was ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A generate call, read.
+
+    request: validated, preset not applied yet. ignored: keys that mean nothing here.
+    """
+
+    request: GenerationRequest
+    ignored: list[str]
+
+
+async def parsed(api: Api, request: Request) -> Parsed:
+    """Read the body of a generate call.
+
+    Raises:
+        RequestValidationError: the body does not fit.
+    """
+    values = await json_body(request)
+    return Parsed(validated(api.request_model, values), ignored_fields(api.request_model, values))
+
+
+async def submitted(api: Api, request: Request, asked: GenerationRequest) -> Job | Record:
+    """Submit a parsed request; with an Idempotency-Key that was used before, the task of that time.
+
+    A `Record` comes back only for such a task, when it ended so long ago that it is no longer in memory.
+
+    Raises:
+        InvalidRequest: a value cannot be used; nothing was queued.
+        QueueFull: the queue, or this key's share of it, is full.
+    """
+    key_name = key_name_of(request)
+    task_id, known = await _idempotent(api, request, key_name)
+    if known is not None:
+        return known
+    api.quota.check(key_name)
+    ready = await asyncio.to_thread(_resolved, api, request, asked)
+    webhook_url = ready.webhook_url or api.services.settings.webhook_url
+    async with api.outbox.expecting(task_id, webhook_url):
+        try:
+            job = await api.services.handlers.submit(
+                ready, source=Source.API, webhook_url=webhook_url, task_id=task_id
+            )
+        except IllegalTransition:  # the same Idempotency-Key, at the same moment
+            found = await _known_task(api, task_id)
+            if found is None:
+                raise
+            return found
+    api.quota.own(job.task_id, key_name)
+    return job
+
+
+def _resolved(api: Api, request: Request, asked: GenerationRequest) -> GenerationRequest:
+    """The request with preset and stored pictures; blocks."""
+    ready = asked
+    if asked.preset != INITIAL:
+        preset = load_preset(api.services.settings.paths.presets, asked.preset)
+        try:
+            ready = apply_preset(asked, preset, defaults=api.request_model())
+        except ValidationError as error:
+            raise RequestValidationError(located(error)) from None
+    return as_plain(with_stored_inputs(ready, api.sources(request)))
+
+
+async def _idempotent(api: Api, request: Request, key_name: str) -> tuple[str, Job | Record | None]:
+    """The id for a new task, and the task that already has it.
+
+    With an Idempotency-Key the id follows from the key, so that it holds across restarts.
+    """
+    given = request.headers.get("idempotency-key", "").strip()
+    if not given:
+        return uuid.uuid4().hex, None
+    if len(given) > MAX_IDEMPOTENCY_KEY:
+        raise InvalidRequest("Idempotency-Key", f"longer than {MAX_IDEMPOTENCY_KEY} characters", given)
+    digest = hashlib.sha256(f"{key_name}\0{given}".encode()).hexdigest()[:32]
+    return digest, await _known_task(api, digest)
+
+
+async def _known_task(api: Api, task_id: str) -> Job | Record | None:
+    job = api.services.jobs.get(task_id)
+    return job or await asyncio.to_thread(api.services.history.get, task_id)
+
+
+async def finished(api: Api, request: Request, task: Job | Record) -> Record:
+    """Wait for the end of a task.
+
+    Raises:
+        ClientGone: the client did not wait; the task runs on or stops, as its request says.
+    """
+    if isinstance(task, Record):
+        return task
+    return await unless_gone(request, api.services.handlers.finished_record(task))
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client goes away.
+
+    Raises:
+        ClientGone: it went away.
+    """
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_until_gone(request))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        for task in (working, watching):
+            if not task.done():
+                task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
