@@ -217,9 +217,7 @@ def read_preset(name: str, entries: Mapping[str, object]) -> Preset:
     return Preset(name, MappingProxyType(values), tuple(problems))
 
 
-def apply_preset(
-    request: GenerationRequest, preset: Preset, *, defaults: GenerationRequest
-) -> GenerationRequest:
+def apply_preset(request: GenerationRequest, preset: Preset, *, defaults: GenerationRequest) -> GenerationRequest:
     """The request with the preset's values where the caller decided nothing.
 
     A field the caller sent stays, unless its value equals the default: then the preset wins, because clients
@@ -260,9 +258,7 @@ def save_preset(folder: Path, name: str, entries: Mapping[str, object], *, repla
         InvalidRequest: the name cannot be used, or is taken.
     """
     if not _PRESET_NAME.fullmatch(name) or name != name.strip() or name.casefold() == INITIAL:
-        raise InvalidRequest(
-            "preset", f"{name!r} is no usable name; take letters, digits, '_' and '-'.", name
-        )
+        raise InvalidRequest("preset", f"{name!r} is no usable name; take letters, digits, '_' and '-'.", name)
     path = folder / f"{name}.json"
     if path.exists() and not replace:
         raise InvalidRequest("preset", f"there is a preset {name!r} already.", name)

@@ -67,7 +67,8 @@ def test_seeds_differ():
 def test_a_golden_text_stays_the_same_on_every_machine():
     assert expand_prompt("a lighthouse", 1234) == (
         "a lighthouse, broken sunlight through clouds, winding leading line, high quality, cool shadows and "
-        "warm highlights, freshness after rain, aerial perspective, golden hour glow, layered foreground and far distance"
+        "warm highlights, freshness after rain, aerial perspective, golden hour glow, "
+        "layered foreground and far distance"
     )
 
 

@@ -185,9 +185,7 @@ def test_a_predecessor_stands_in_while_the_model_is_absent():
 def test_every_default_of_a_shipped_preset_is_known_as_one():
     for name in set(NAMES) - {"focale"}:
         preset = load_preset(SHIPPED, name)
-        assert all(
-            is_old_default(model) for model in (preset.values["default_model"], *preset.previous_models)
-        )
+        assert all(is_old_default(model) for model in (preset.values["default_model"], *preset.previous_models))
     assert not is_old_default("myOwnModel.safetensors")
 
 

@@ -71,9 +71,7 @@ def test_lines_are_cleaned_and_empty_ones_dropped():
     assert split_lines(" \n,") == [""]
 
 
-@pytest.mark.parametrize(
-    ("typed", "tidy"), [("a cat,dog", "a cat, dog"), ("  a   cat ,, dog ,", "a cat, dog")]
-)
+@pytest.mark.parametrize(("typed", "tidy"), [("a cat,dog", "a cat, dog"), ("  a   cat ,, dog ,", "a cat, dog")])
 def test_commas_are_tidied_also_without_tags(typed, tidy):
     assert take_lora_tags(typed, FILES).text == tidy
 
@@ -122,9 +120,7 @@ def test_tags_count_in_the_main_positive_line_only():
 
 
 def test_a_tag_in_an_array_belongs_to_the_image_that_takes_its_element():
-    images = [
-        prepare("[[<lora:foo:1> fox, <lora:bar:0.5> cat, hen]] in snow", index=index) for index in range(3)
-    ]
+    images = [prepare("[[<lora:foo:1> fox, <lora:bar:0.5> cat, hen]] in snow", index=index) for index in range(3)]
     assert [image.positive_texts for image in images] == [
         ("fox in snow",),
         ("cat in snow",),
@@ -267,11 +263,7 @@ def test_the_same_seed_gives_the_same_text_whatever_is_typed(prompt, negative, s
     assert first.negative_pooled == len(first.negative_texts) >= 1
 
 
-@given(
-    st.lists(
-        st.lists(st.text("abc", min_size=1), min_size=1, max_size=4, unique=True), min_size=1, max_size=3
-    )
-)
+@given(st.lists(st.lists(st.text("abc", min_size=1), min_size=1, max_size=4, unique=True), min_size=1, max_size=3))
 def test_every_combination_of_arrays_comes_once(arrays):
     text = " ".join(f"[[{','.join(elements)}]]" for elements in arrays)
     total = array_combinations(text)

@@ -1,8 +1,12 @@
 """Reading wildcard files."""
 
 import os
+import random
 from pathlib import Path
 
+import pytest
+
+from modules.prompts import fill_wildcards
 from modules.wildcards import Wildcards
 
 SHIPPED = Path(__file__).parents[2] / "presets" / "wildcards"
@@ -72,3 +76,19 @@ def test_an_unchanged_file_is_read_once_until_refreshed(tmp_path, monkeypatch):
     wildcards.refresh()
     wildcards.words("color")
     assert len(reads) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "at_least"),
+    [("animal", 100), ("artist", 300), ("color", 17), ("extended-color", 147), ("flower", 200), ("nationality", 190)],
+)
+def test_shipped_lists_are_long_and_hold_each_line_once(name, at_least):
+    lines = Wildcards((SHIPPED,)).words(name)
+    assert len(lines) >= at_least
+    assert len({line.casefold() for line in lines}) == len(lines)
+
+
+def test_a_shipped_list_made_of_others_fills_completely():
+    text = fill_wildcards("__color_flower__", Wildcards((SHIPPED,)).words, random.Random(5))
+    colors, flowers = Wildcards((SHIPPED,)).words("color"), Wildcards((SHIPPED,)).words("flower")
+    assert any(text == f"{color} {flower}" for color in colors for flower in flowers)
