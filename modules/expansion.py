@@ -8,6 +8,7 @@ this program.
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 
 from modules.expansion_words import (
     ASPECTS,
@@ -50,7 +51,7 @@ def expand_prompt(prompt: str, seed: int) -> str:
     seen = _stems(text)
     phrases: list[str] = []
     for phrase in _suitable_phrases(text, random.Random(f"expansion {seed}")):
-        stems, cost = _stems(phrase), approximate_tokens(phrase) + 1
+        stems, cost = _stems_and_cost(phrase)
         if cost > room or stems & seen:
             continue
         phrases.append(phrase)
@@ -110,6 +111,12 @@ def _first_cue(prompt: str, cues: Mapping[str, frozenset[str]]) -> str | None:
             if word in words or singular in words:
                 return name
     return None
+
+
+@lru_cache(maxsize=1024)
+def _stems_and_cost(phrase: str) -> tuple[set[str], int]:
+    """The stems of a phrase of the word lists, and its tokens with the comma before it."""
+    return _stems(phrase), approximate_tokens(phrase) + 1
 
 
 def _stems(text: str) -> set[str]:

@@ -11,6 +11,7 @@ from modules.choices import Performance, SamplerName, SchedulerName
 from modules.errors import InvalidRequest, UnknownName
 from modules.params import Lora
 from modules.presets import (
+    ALLOWED_KEYS,
     FIELD_OF_KEY,
     Preset,
     apply_preset,
@@ -231,3 +232,8 @@ def test_a_preset_is_overwritten_only_on_purpose(tmp_path):
         save_preset(tmp_path, "x", {"default_cfg_scale": 2})
     save_preset(tmp_path, "x", {"default_cfg_scale": 2}, replace=True)
     assert load_preset(tmp_path, "x").request_fields == {"guidance_scale": 2.0}
+
+
+def test_the_documentation_names_every_key_a_preset_may_hold():
+    text = (SHIPPED.parent / "docs" / "prompts.md").read_text(encoding="utf-8")
+    assert [key for key in ALLOWED_KEYS if f"`{key}`" not in text] == []
