@@ -70,9 +70,7 @@ def ensure_installed(python: str, prefix: str, requirements: str) -> None:
     if torch:
         install_torch(python, torch)
     if pip_install(python, ["--requirement", requirements]) != 0:
-        raise LaunchError(
-            "pip could not install everything; its last lines say why. The next start tries again."
-        )
+        raise LaunchError("pip could not install everything; its last lines say why. The next start tries again.")
     with open(stamp, "wb") as file:
         file.write(wanted)
 
@@ -152,9 +150,7 @@ def torch_version(python: str) -> str:
     """The torch that an interpreter would import, such as "2.13.0+cpu", or ""."""
     import subprocess
 
-    code = (
-        "import importlib.metadata as m\ntry: print(m.version('torch'))\nexcept m.PackageNotFoundError: pass"
-    )
+    code = "import importlib.metadata as m\ntry: print(m.version('torch'))\nexcept m.PackageNotFoundError: pass"
     asked = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
     return asked.stdout.strip()
 

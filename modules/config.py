@@ -223,9 +223,7 @@ def read_config(layers: Iterable[Layer]) -> tuple[Config, list[str]]:
         found = {key: source for source, values in reversed(remaining) for key in values}
         values = {key: value for _, layer in reversed(remaining) for key, value in layer.items()}
         try:
-            return Config.model_validate(
-                {**values, "default_image_prompts": _image_prompt_rows(values)}
-            ), problems
+            return Config.model_validate({**values, "default_image_prompts": _image_prompt_rows(values)}), problems
         except ValidationError as error:
             for key, message in _wrong_keys(error).items():
                 problems.append(f"{key} = {values[key]!r} in {found[key]} is ignored: {message}.")

@@ -151,11 +151,7 @@ class Catalogue:
         folders = " or ".join(str(folder) for folder in self._folders.get(kind, ())) or "any folder"
         near = self.near(kind, name)
         count = len(self._listing(kind))
-        hint = (
-            f"did you mean {' or '.join(near)}?"
-            if near
-            else f"{count} {'file is' if count == 1 else 'files are'}."
-        )
+        hint = f"did you mean {' or '.join(near)}?" if near else f"{count} {'file is' if count == 1 else 'files are'}."
         return f"{name!r} is not in {folders}; {hint}"
 
 

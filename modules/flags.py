@@ -90,9 +90,7 @@ class Flags:
     )
 
     # Page
-    preset: str | None = flag(
-        None, "Preset whose values become the defaults of page and API.", metavar="NAME"
-    )
+    preset: str | None = flag(None, "Preset whose values become the defaults of page and API.", metavar="NAME")
     disable_preset_selection: bool = flag(False, "Do not offer presets on the page.")
     language: str = flag("default", "Translation file of the page, by its name in language/.", metavar="NAME")
     theme: Theme | None = flag(None, "Look of the page.", choices=("light", "dark"))
@@ -105,14 +103,10 @@ class Flags:
         secret=True,
         metavar="KEY",
     )
-    api_keys_file: str | None = flag(
-        None, "File with one key a line that requests may use as well.", metavar="FILE"
-    )
+    api_keys_file: str | None = flag(None, "File with one key a line that requests may use as well.", metavar="FILE")
     base_url: str = flag("", "Start of the URLs in results; the default follows each request.", metavar="URL")
     webhook_url: str = flag("", "Webhook for tasks that name none.", metavar="URL")
-    webhook_secret: str = flag(
-        "", "Secret that signs webhooks (Standard Webhooks).", secret=True, metavar="SECRET"
-    )
+    webhook_secret: str = flag("", "Secret that signs webhooks (Standard Webhooks).", secret=True, metavar="SECRET")
     cors_origins: tuple[str, ...] = flag(
         (),
         "Origins of web pages that may call the API; '*' and 'null' count.",
@@ -129,9 +123,7 @@ class Flags:
     )
     queue_limit: int = flag(0, "Tasks that may wait; 0 is no limit.", type=count, metavar="N")
     history_limit: int = flag(0, "Finished tasks that are kept; 0 is no limit.", type=count, metavar="N")
-    sse_ping: float = flag(
-        15.0, "Seconds between heartbeats of a stream; 0 is none.", type=seconds, metavar="S"
-    )
+    sse_ping: float = flag(15.0, "Seconds between heartbeats of a stream; 0 is none.", type=seconds, metavar="S")
     legacy_api: bool = flag(True, "Answer the routes of the older Fooocus-API as well.")
     legacy_port: int | None = flag(
         None, "One more port that answers the API (8888 for old clients).", type=count, metavar="N"
@@ -228,15 +220,11 @@ def build_parser(extra: Iterable[AddArguments] = ()) -> argparse.ArgumentParser:
     parser = Parser(prog="launch.py", allow_abbrev=False, description="Focale: images from prompts.")
     parser.set_defaults(inert=())
     for declared in fields(Flags):
-        _add_flag(
-            parser, declared.name, declared.default, declared.metadata["help"], declared.metadata["argparse"]
-        )
+        _add_flag(parser, declared.name, declared.default, declared.metadata["help"], declared.metadata["argparse"])
     parser.add_argument("--disable-header-check", nargs="?", const="*", metavar="ORIGIN",
                         help="The same as --cors-origins ORIGIN.")  # fmt: skip
     for name, nargs in INERT_FLAGS:
-        parser.add_argument(
-            name, action=_Inert, nargs=nargs, dest="inert", default=(), help=argparse.SUPPRESS
-        )
+        parser.add_argument(name, action=_Inert, nargs=nargs, dest="inert", default=(), help=argparse.SUPPRESS)
     for add_arguments in extra:
         add_arguments(parser)
     return parser

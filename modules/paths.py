@@ -80,8 +80,7 @@ def read_paths(
     values = {key: value for _, layer in reversed(list(layers)) for key, value in layer.items()}
     values |= environment_values(env, [*PATH_KEYS, "temp_path"])
     folders = {
-        name: _folders(key, values.get(key), root, default, problems)
-        for key, (name, default) in PATH_KEYS.items()
+        name: _folders(key, values.get(key), root, default, problems) for key, (name, default) in PATH_KEYS.items()
     }
     several = {PATH_KEYS[key][0] for key in SEVERAL_FOLDERS}
     single: dict[str, Path] = {name: found[0] for name, found in folders.items() if name not in several}
@@ -90,8 +89,7 @@ def read_paths(
     return Paths(
         root=root,
         config=config_path(env, root),
-        config_example=root
-        / Path(env.get("config_example_path", "config_modification_tutorial.txt")).expanduser(),
+        config_example=root / Path(env.get("config_example_path", "config_modification_tutorial.txt")).expanduser(),
         checkpoints=folders["checkpoints"],
         loras=folders["loras"],
         **single,
@@ -111,13 +109,9 @@ def _folders(key: str, value: object, root: Path, default: str, problems: list[s
         problems.append(f"{key} = {value!r} is ignored: a folder or a list of folders is expected.")
         texts = []
     found = [(root / Path(text).expanduser()).resolve() for text in texts]
-    present = [
-        path for path in found if path.is_dir() or key == "path_outputs" or path == (root / default).resolve()
-    ]
+    present = [path for path in found if path.is_dir() or key == "path_outputs" or path == (root / default).resolve()]
     problems += [
-        f"{key}: folder {str(path)!r} does not exist; it is left out."
-        for path in found
-        if path not in present
+        f"{key}: folder {str(path)!r} does not exist; it is left out." for path in found if path not in present
     ]
     if key not in SEVERAL_FOLDERS:
         present = present[:1]

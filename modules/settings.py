@@ -292,9 +292,7 @@ def ports(port: int | None, env: Mapping[str, str], problems: list[str]) -> tupl
     if api is None:
         api = webui + 1 if webui else 0
     if api > 65535:
-        raise SettingsError(
-            f"Port {webui} leaves no next port for the API; set API_PORT or choose a lower --port."
-        )
+        raise SettingsError(f"Port {webui} leaves no next port for the API; set API_PORT or choose a lower --port.")
     if api == webui and api:
         problems.append(f"API_PORT is the port of the page, {webui}; the API answers there only.")
     return webui, api
@@ -327,9 +325,7 @@ def _layers(preset: str | None, folder: Path, config_path: Path, problems: list[
             layers.append((f"preset {preset!r}", _read_json(folder / f"{preset}.json", problems)))
         else:
             near = near_matches(preset, names) or names
-            problems.append(
-                f"--preset {preset!r} is ignored: there is no such preset; there is {', '.join(near)}."
-            )
+            problems.append(f"--preset {preset!r} is ignored: there is no such preset; there is {', '.join(near)}.")
     if config_path.is_file():
         layers.append((config_path.name, _read_json(config_path, problems)))
     if (folder / "default.json").is_file():
@@ -361,9 +357,7 @@ def _api_keys(flags: Flags) -> tuple[str, ...]:
         try:
             lines = Path(flags.api_keys_file).expanduser().read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(
-                f"--api-keys-file {flags.api_keys_file!r} cannot be read: {error}."
-            ) from error
+            raise SettingsError(f"--api-keys-file {flags.api_keys_file!r} cannot be read: {error}.") from error
         from_file = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not from_file:
             raise SettingsError(f"--api-keys-file {flags.api_keys_file!r} holds no key; write one a line.")

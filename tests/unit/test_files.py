@@ -40,7 +40,9 @@ def test_files_come_before_sub_folders_and_case_does_not_count(tmp_path: Path) -
 
 
 def test_other_suffixes_and_hidden_names_are_left_out(tmp_path: Path) -> None:
-    touch(tmp_path, "readme.txt", "model.SAFETENSORS", ".hidden.safetensors", ".cache/x.safetensors", "x.patch", "x.part")
+    touch(
+        tmp_path, "readme.txt", "model.SAFETENSORS", ".hidden.safetensors", ".cache/x.safetensors", "x.patch", "x.part"
+    )
     (tmp_path / "folder.safetensors").mkdir()
     assert list_models(tmp_path) == ["model.SAFETENSORS"]
 
@@ -68,10 +70,14 @@ def test_shards_are_one_file(tmp_path: Path) -> None:
 def test_first_folder_wins_and_embedded_models_come_last(tmp_path: Path) -> None:
     touch(tmp_path / "one", "same.safetensors", "z.safetensors")
     touch(tmp_path / "two", "same.safetensors", "a.safetensors")
-    touch(tmp_path / "embedded", "tiny.safetensors", "a.safetensors", "loras/l.safetensors", "checkpoints/more.safetensors")
-    catalogue = Catalogue(
-        {Kind.CHECKPOINT: (tmp_path / "one", tmp_path / "two"), Kind.LORA: ()}, tmp_path / "embedded"
+    touch(
+        tmp_path / "embedded",
+        "tiny.safetensors",
+        "a.safetensors",
+        "loras/l.safetensors",
+        "checkpoints/more.safetensors",
     )
+    catalogue = Catalogue({Kind.CHECKPOINT: (tmp_path / "one", tmp_path / "two"), Kind.LORA: ()}, tmp_path / "embedded")
     assert catalogue.names(Kind.CHECKPOINT) == [
         "same.safetensors",
         "z.safetensors",
@@ -132,7 +138,7 @@ def test_new_file_is_found_without_a_refresh_and_listed_after_one(
 
 
 def test_catalogue_of_the_settings_has_every_kind_and_reaches_another_process(settings: Settings) -> None:
-    for kind, name in FOLDERS.items():
+    for name in FOLDERS.values():
         found = getattr(settings.paths, name)
         touch(found[0] if isinstance(found, tuple) else found, f"{name}.safetensors")
     catalogue: Catalogue = pickle.loads(pickle.dumps(Catalogue.of(settings.paths)))
