@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ class RowNoise:
     per row: the first call gives the initial noise, later calls the noise that ancestral samplers add.
 
     Args:
-        seeds: one per row, 0 to 2^63 - 1.
+        seeds: one per row, 0 to 2^64 - 1.
         shape: of one row, (4, h, w).
         device: where the noise is used.
     """
@@ -32,8 +34,7 @@ class RowNoise:
         self.shape = tuple(shape)
         self.device = torch.device(device)
         self._generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
-        self._span: tuple[float, float] | None = None
-        self._trees: tuple[BrownianTree, ...] = ()
+        self._paths: _RowPaths | None = None
 
     def normal(self) -> Tensor:
         """The next N(0, 1) noise of each row's stream: (B, 4, h, w) float32."""
@@ -46,8 +47,7 @@ class RowNoise:
             sigma_min: smallest positive level of the schedule.
             sigma_max: largest level of the schedule; both stages of a refiner swap share it.
         """
-        self._span = (sigma_min, sigma_max)
-        self._trees = ()
+        self._paths = _RowPaths(sigma_min, sigma_max, self.shape, self.seeds)
 
     def brownian(self, sigma: float, sigma_next: float) -> Tensor:
         """W(σ, σ_next): the paths' movement between two levels, scaled to variance 1.
@@ -60,15 +60,33 @@ class RowNoise:
             RuntimeError: `span` was not called.
             ValueError: both levels are the same.
         """
-        if self._span is None:
+        if self._paths is None:
             raise RuntimeError("Call span(sigma_min, sigma_max) before asking for Brownian noise.")
-        if not self._trees:
-            self._trees = tuple(BrownianTree(*self._span, self.shape, seed) for seed in self.seeds)
         if sigma == sigma_next:
             raise ValueError(f"Brownian noise between {sigma} and itself has no variance.")
         low, high = min(sigma, sigma_next), max(sigma, sigma_next)
         scale = (-1.0 if sigma > sigma_next else 1.0) / math.sqrt(high - low)
-        return torch.stack([tree.increment(low, high) for tree in self._trees]).mul_(scale).to(self.device)
+        return torch.stack([tree.increment(low, high) for tree in self._paths.trees]).mul_(scale).to(self.device)
+
+    def next_seeds(self) -> RowNoise:
+        """Streams seeded one higher, along the same Brownian paths: for a stage that starts from noise again."""
+        following = RowNoise([seed + 1 for seed in self.seeds], self.shape, self.device)
+        following._paths = self._paths
+        return following
+
+
+@dataclass(frozen=True)
+class _RowPaths:
+    """One Brownian path per row, begun when first asked: most samplers never do."""
+
+    sigma_min: float
+    sigma_max: float
+    shape: tuple[int, ...]
+    seeds: tuple[int, ...]
+
+    @cached_property
+    def trees(self) -> tuple[BrownianTree, ...]:
+        return tuple(BrownianTree(self.sigma_min, self.sigma_max, self.shape, seed) for seed in self.seeds)
 
 
 class InpaintNoise:
