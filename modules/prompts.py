@@ -49,7 +49,7 @@ class PromptTask:
     """What a request says about its text; the same for all its images.
 
     prompt, negative_prompt: as typed, with line ends and all syntax.
-    styles: chosen names in order, "Fooocus V2" and "Random Style" included.
+    styles: chosen names in order, "Fooocus V2" and "Random Style" included, in any spelling `StyleTable.resolve` knows.
     loras: the enabled LoRAs of the request, "None" entries allowed.
     max_loras: slots; inline tags can fill what is left of them.
     wildcards_in_order: image i takes line i of every wildcard instead of a random line.
@@ -147,13 +147,14 @@ def prepare_image_prompt(task: PromptTask, sources: PromptSources, *, index: int
     negative_extras = [fill(line) for line in negative_extras]
     loras, tagged = add_tagged_loras(task.loras, fixed.found + drawn.found, task.max_loras)
 
-    templates = [name for name in task.styles if name != STYLE_EXPANSION]
+    chosen = [sources.styles.resolve(name) for name in task.styles]
+    templates = [name for name in chosen if name != STYLE_EXPANSION]
     resolved = [sources.styles.draw(rng) if name == STYLE_RANDOM else name for name in templates]
     positive, avoided = styled_texts(drawn.text, negative, resolved, sources.styles)
     positive_texts = _without_empty([*positive, *extras], drawn.text)
     negative_texts = _without_empty([*avoided, *negative_extras], negative)
 
-    expands = STYLE_EXPANSION in task.styles and main != ""
+    expands = STYLE_EXPANSION in chosen and main != ""
     expansion = sources.expand(drawn.text, seed) if expands else ""
     return ImagePrompt(
         positive_texts=(*positive_texts, expansion) if expansion else positive_texts,

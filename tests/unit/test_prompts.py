@@ -239,6 +239,11 @@ def test_an_empty_main_line_turns_the_expansion_off():
     assert image.styles == ("Avoid",)
 
 
+def test_styles_are_recorded_in_their_listed_spelling():
+    image = prepare("fox", styles=("fooocus-v2", "frame"))
+    assert image.styles == ("Fooocus V2", "Frame")
+
+
 def test_an_unknown_style_is_an_error_with_near_matches():
     with pytest.raises(UnknownName) as caught:
         prepare("x", styles=("Framee",))
