@@ -17,6 +17,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelW
 from modules.engine import keys
 from modules.engine.device import DevicePolicy
 from modules.engine.latents import LatentStatistics
+from modules.engine.loras import LoraStack
 from modules.engine.tensorfile import Identity, TensorFile, file_identity, open_tensor_file
 from modules.engine.weights import (
     BASES,
@@ -28,6 +29,7 @@ from modules.engine.weights import (
     build_unet,
     build_vae,
     recognise,
+    without_prefix,
 )
 from modules.errors import ModelFileUnusable
 
@@ -43,6 +45,7 @@ class SdxlModel:
 
     identity: which content of which file it is.
     text_encoder, text_encoder_2: CLIP-L and CLIP-G; None in a refiner, which takes the base's embeddings.
+    loras: the LoRAs merged into these weights; `loras.select(choices)` changes them.
     """
 
     path: Path
@@ -52,6 +55,7 @@ class SdxlModel:
     vae: AutoencoderKL
     text_encoder: CLIPTextModel | None
     text_encoder_2: CLIPTextModelWithProjection | None
+    loras: LoraStack
 
     @property
     def clip_l(self) -> CLIPTextModel:
@@ -68,7 +72,7 @@ class SdxlModel:
     @property
     def version(self) -> object:
         """Equal exactly when the weights are: what embeddings and other results are cached under."""
-        return self.identity
+        return self.identity, self.loras.selected
 
     @property
     def statistics(self) -> LatentStatistics:
@@ -163,14 +167,23 @@ class ModelStore:
         vae = build_vae(file, scaling_factor=facts.scaling_factor, dtype=policy.vae)
         clip_l = build_clip_l(file, keys.CLIP_L_PREFIX, dtype=policy.text) if with_text else None
         clip_g = build_clip_g(file, keys.CLIP_G_PREFIX, dtype=policy.text) if with_text else None
+        unet = self._place(unet, channels_last=policy.channels_last and unet_format != torch.float32)
+        clip_l = self._place(clip_l, channels_last=False) if clip_l else None
+        clip_g = self._place(clip_g, channels_last=False) if clip_g else None
+        networks = {"unet": unet, "text_encoder": clip_l, "text_encoder_2": clip_g}
+        originals = without_prefix(file.shapes, keys.UNET_PREFIX)
         return SdxlModel(
             path=path,
             identity=identity,
             facts=facts,
-            unet=self._place(unet, channels_last=policy.channels_last and unet_format != torch.float32),
+            unet=unet,
             vae=self._place(vae, channels_last=False),
-            text_encoder=self._place(clip_l, channels_last=False) if clip_l else None,
-            text_encoder_2=self._place(clip_g, channels_last=False) if clip_g else None,
+            text_encoder=clip_l,
+            text_encoder_2=clip_g,
+            loras=LoraStack(
+                {name: network for name, network in networks.items() if network is not None},
+                keys.unet_names(originals, facts.unet.layers),
+            ),
         )
 
     def _place(self, network: Network, *, channels_last: bool) -> Network:
