@@ -229,7 +229,7 @@ def _exchange(call: _Call) -> _Reply:
     method, url, body = call.method, call.url, call.body
     with _deadline(call.timeout_s) as deadline:
         for _ in range(MAX_REDIRECTS + 1):
-            if urlsplit_scheme(url) not in ("http", "https"):
+            if _scheme(url) not in ("http", "https"):
                 raise FetchRefused("Only http and https URLs are accepted.")
             reply = _request(call, method, url, body, deadline)
             if not reply.location:
@@ -349,7 +349,7 @@ def _tls() -> ssl.SSLContext:
     return context
 
 
-def urlsplit_scheme(url: str) -> str:
+def _scheme(url: str) -> str:
     """The scheme of a URL in lower case, "" if it cannot be parsed."""
     try:
         return urlsplit(url).scheme.lower()

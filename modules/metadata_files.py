@@ -21,6 +21,8 @@ TAG_USER_COMMENT: Final = 0x9286
 TAG_MAKER_NOTE: Final = 0x927C
 TAG_SOFTWARE: Final = 0x0131
 UNICODE_PREFIX: Final = b"UNICODE\0"
+SEGMENT_NAME: Final = b"focale_request\0"  # begins each APP10 segment of a JPEG that holds a long request
+SEGMENT_BYTES: Final = 65_000
 MAX_JPEG_EXIF_BYTES: Final = 65533  # one APP1 segment; WebP and PNG have no such limit
 
 
@@ -37,6 +39,7 @@ class SaveArguments(TypedDict, total=False):
 
     pnginfo: PngImagePlugin.PngInfo
     exif: bytes
+    extra: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +61,17 @@ def save_arguments(embedding: Embedding, file_format: FileFormat) -> SaveArgumen
 
     PNG: text chunks `parameters`, `fooocus_scheme`, `focale_request`. JPEG and WebP: EXIF UserComment (with
     the UNICODE prefix), MakerNote and Software, in the Exif directory where the standard wants them and, if
-    there is room, in the main one where Fooocus looks. What does not fit into JPEG's 64 KiB is left out with
-    a warning.
+    there is room, in the main one where Fooocus looks. A request too long for JPEG's 64 KiB of EXIF goes into
+    segments of its own.
     """
     if file_format == "PNG":
         return {"pnginfo": _png_chunks(embedding)}
-    for exif in _exif_candidates(embedding):
-        if file_format != "JPEG" or len(exif) <= MAX_JPEG_EXIF_BYTES:
-            return {"exif": exif}
-    logger.warning("The generation parameters do not fit into a JPEG file and were left out.")
-    return {}
+    exif, holds_request = next(
+        (block, complete)
+        for block, complete in _exif_candidates(embedding)
+        if file_format != "JPEG" or len(block) <= MAX_JPEG_EXIF_BYTES
+    )
+    return {"exif": exif} if holds_request else {"exif": exif, "extra": _request_segments(embedding)}
 
 
 def stored_text(image: Image.Image) -> StoredText:
@@ -79,7 +83,8 @@ def stored_text(image: Image.Image) -> StoredText:
     if text is None:
         comment = image.info.get("comment")  # A1111 also writes a GIF-like comment; some tools keep only that
         text = comment.decode("utf-8", "replace") if isinstance(comment, bytes) else None
-    return StoredText(text, scheme or chunks.get(SCHEME_CHUNK), chunks.get(REQUEST_CHUNK), chunks)
+    request = chunks.get(REQUEST_CHUNK) or _segmented_request(image)
+    return StoredText(text, scheme or chunks.get(SCHEME_CHUNK), request, chunks)
 
 
 def decode_user_comment(value: object) -> str | None:
@@ -118,19 +123,33 @@ def _add_chunk(chunks: PngImagePlugin.PngInfo, name: str, text: str) -> None:
         chunks.add_itxt(name, text)
 
 
-def _exif_candidates(embedding: Embedding) -> Iterable[bytes]:
-    """EXIF blocks from the most complete to the smallest."""
+def _exif_candidates(embedding: Embedding) -> Iterable[tuple[bytes, bool]]:
+    """EXIF blocks from the most complete to the smallest, each with whether it holds the request."""
     plain, full = (
         _encodable(parameters_text(embedding.facts, embedding.scheme, with_request=with_request))
         for with_request in (False, True)
     )
-    yield _exif_block(embedding, comment=_unicode_comment(full), legacy=plain)
-    yield _exif_block(embedding, comment=_unicode_comment(full), legacy=None)
-    yield _exif_block(embedding, comment=full.encode(), legacy=None)
-    if embedding.facts.request is not None:
-        logger.info("The complete request is too long for a JPEG file, which carries the parameters only.")
-    yield _exif_block(embedding, comment=_unicode_comment(plain), legacy=None)
-    yield _exif_block(embedding, comment=plain.encode(), legacy=None)
+    yield _exif_block(embedding, comment=_unicode_comment(full), legacy=plain), True
+    yield _exif_block(embedding, comment=_unicode_comment(full), legacy=None), True
+    yield _exif_block(embedding, comment=_unicode_comment(plain), legacy=None), False
+    yield _exif_block(embedding, comment=plain.encode(), legacy=None), False
+    yield _exif_block(embedding, comment=b"", legacy=None), False
+
+
+def _request_segments(embedding: Embedding) -> bytes:
+    """The request in as many application segments of a JPEG file as it takes; other readers skip them."""
+    if embedding.facts.request is None:
+        return b""
+    content = request_json(embedding.facts.request).encode("ascii")
+    pieces = (content[start : start + SEGMENT_BYTES] for start in range(0, len(content), SEGMENT_BYTES))
+    bodies = (SEGMENT_NAME + piece for piece in pieces)
+    return b"".join(b"\xff\xea" + (len(body) + 2).to_bytes(2, "big") + body for body in bodies)
+
+
+def _segmented_request(image: Image.Image) -> str | None:
+    segments = (content for name, content in getattr(image, "applist", ()) if name == "APP10")
+    pieces = [content.removeprefix(SEGMENT_NAME) for content in segments if content.startswith(SEGMENT_NAME)]
+    return b"".join(pieces).decode("ascii", "replace") or None
 
 
 def _unicode_comment(text: str) -> bytes:

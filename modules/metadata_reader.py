@@ -16,7 +16,6 @@ from modules.choices import (
     DEFAULT_VAE,
     FIXED_BY_PERFORMANCE,
     NO_MODEL,
-    MetadataScheme,
     Performance,
 )
 from modules.errors import UnreadableImage
@@ -118,12 +117,12 @@ def read_picture(source: Path | bytes, *, known: KnownModels | None = None) -> R
             stored = stored_text(image)
     except UNREADABLE as error:
         raise UnreadableImage("image", "The file is not a PNG, JPEG or WebP picture.") from error
-    if stored.text is None:
+    if stored.text is None and stored.request is None:
         graph = parse_object(stored.chunks.get("prompt", ""))
         if graph is not None:
             return _read_object(graph, known or KnownModels(), None)
         return ReadParameters(problems=("The picture carries no generation parameters.",))
-    return read_text(stored.text, known=known, request_text=stored.request)
+    return read_text(stored.text or "", known=known, request_text=stored.request)
 
 
 def read_text(text: str, *, known: KnownModels | None = None, request_text: str | None = None) -> ReadParameters:
@@ -208,7 +207,7 @@ def _valid_fields(values: Mapping[str, Json]) -> tuple[dict[str, Json], tuple[st
 
 def _fields_of_rows(rows: Rows, known: KnownModels, problems: _Problems) -> dict[str, Json]:
     fields: dict[str, Json] = {
-        name: rows[key] for key, name in _PLAIN_FIELDS.items() if key in rows and rows[key] not in (None, "None", "")
+        name: rows[key] for key, name in _PLAIN_FIELDS.items() if key in rows and rows[key] not in (None, "")
     }
     for key in ("prompt", "negative_prompt"):
         if isinstance(rows.get(key), str):
@@ -339,8 +338,3 @@ def _lora_values(rows: Rows) -> Iterable[tuple[bool, str, float]]:
             yield parts[0].casefold() == "true", parts[1], weight
         elif len(parts) == 2:
             yield True, parts[0], weight
-
-
-def scheme_name(scheme: FoundScheme | None) -> MetadataScheme | None:
-    """The scheme as a choice of the page, None for other programs' and for none."""
-    return MetadataScheme(scheme) if scheme in list(MetadataScheme) else None

@@ -1,7 +1,6 @@
 """Writes finished pictures into the output folder: names, formats, embedded parameters, never half a file."""
 
 import errno
-import logging
 import os
 import random
 import re
@@ -20,8 +19,6 @@ from modules.errors import StorageFull
 from modules.files_atomic import PARTIAL_SUFFIX, sync_folder
 from modules.images import FILE_FORMATS, FileFormat, flatten
 from modules.metadata_files import Embedding, save_arguments
-
-logger = logging.getLogger(__name__)
 
 MAX_SAVE_NAME: Final = 120  # characters
 MAX_SAVE_NAME_BYTES: Final = 200  # file systems allow 255 bytes; index, clash number and suffixes need the rest
