@@ -22,7 +22,7 @@ LOG_NAME: Final = "log.html"
 SPLIT: Final = "<!--fooocus-log-split-->"  # head, entries, foot: how Fooocus finds the entries again
 ENTRY_END: Final = "<!--entry-end-->\n"
 
-_ENTRY_START: Final = re.compile(r'\s*<div id="[^"]*" class="image-container" data-file="([^"]*)">')
+_ENTRY_START: Final = re.compile(rb'\s*<div id="[^"]*" class="image-container" data-file="([^"]*)">')
 
 _STYLE: Final = """
 :root{color-scheme:dark}
@@ -96,7 +96,7 @@ def add_entry(folder: Path, entry: LogEntry) -> None:
     """
     try:
         with _locked(folder):
-            _write(folder, entry_html(entry) + _entries(folder))
+            _write(folder, entry_html(entry).encode("utf-8", "replace"), _entries(folder))
     except OSError as error:
         raise StorageFull(f"The log page of {str(folder)!r} could not be written: {error}.") from error
 
@@ -111,10 +111,10 @@ def remove_entry(folder: Path, file_name: str) -> bool:
         return False
     try:
         with _locked(folder):
-            chunks = _entries(folder).split(ENTRY_END)
+            chunks = _entries(folder).split(ENTRY_END.encode())
             kept = [chunk for chunk in chunks if not _is_of(chunk, file_name)]
             if len(kept) < len(chunks):
-                _write(folder, ENTRY_END.join(kept))
+                _write(folder, ENTRY_END.encode().join(kept))
     except OSError as error:
         raise StorageFull(f"The log page of {str(folder)!r} could not be written: {error}.") from error
     return len(kept) < len(chunks)
@@ -126,13 +126,14 @@ def entry_html(entry: LogEntry) -> str:
     anchor = escape(re.sub(r"[.\s]", "_", entry.file_name))
     facts = "".join(_row_html(row.label, escape(_shown(row.value))) for row in entry.rows)
     raw = _fold_out("Positive", entry.full_prompt) + _fold_out("Negative", entry.full_negative_prompt)
-    copied = escape(json.dumps(entry.clipboard, ensure_ascii=False))
+    copied = json.dumps(entry.clipboard, ensure_ascii=False)
+    copied = copied.replace("&", "&amp;").replace("'", "&#39;").replace("<", "&lt;")  # stands between single quotes
     return (
         f'<div id="{anchor}" class="image-container" data-file="{name}">\n'
         f'<div class="picture"><a href="{link}"><img src="{link}" loading="lazy" alt="{name}"></a>'
         f"{name}</div>\n"
         f'<div class="facts"><table><tbody>{facts}{_row_html("Full raw prompt", raw)}</tbody></table>\n'
-        f'<button type="button" data-copy="{copied}">Copy to Clipboard</button></div>\n'
+        f"<button type=\"button\" data-copy='{copied}'>Copy to Clipboard</button></div>\n"
         f"</div>\n{ENTRY_END}"
     )
 
@@ -155,9 +156,9 @@ def page_head(day: str) -> str:
     )
 
 
-def _is_of(chunk: str, file_name: str) -> bool:
+def _is_of(chunk: bytes, file_name: str) -> bool:
     start = _ENTRY_START.match(chunk)
-    return start is not None and start[1] == escape(file_name)
+    return start is not None and start[1] == escape(file_name).encode("utf-8", "replace")
 
 
 def _row_html(label: str, value_html: str) -> str:
@@ -174,21 +175,24 @@ def _shown(value: Json) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _entries(folder: Path) -> str:
+def _entries(folder: Path) -> bytes:
+    """The part of the page between the marks; bytes, because a long day's page is megabytes for each picture."""
     page = folder / LOG_NAME
     if not page.is_file():
-        return ""
-    parts = page.read_text(encoding="utf-8", errors="replace").split(SPLIT)
-    if len(parts) == 3:
-        return parts[1].lstrip("\n")
+        return b""
+    content = page.read_bytes()
+    mark = SPLIT.encode()
+    first, last = content.find(mark), content.rfind(mark)
+    if first < last:
+        return content[first + len(mark) : last].lstrip(b"\n")
     page.replace(folder / "log.unreadable.html")  # not ours and not Fooocus': keep it, begin anew
-    return ""
+    return b""
 
 
-def _write(folder: Path, entries: str) -> None:
-    text = f"{page_head(folder.name)}{SPLIT}\n{entries}{SPLIT}\n</body>\n</html>\n"
+def _write(folder: Path, *entries: bytes) -> None:
+    head, foot = f"{page_head(folder.name)}{SPLIT}\n".encode(), f"{SPLIT}\n</body>\n</html>\n".encode()
     # Not waiting for the disk: the page is derived, and a kill cannot tear a renamed file.
-    write_atomically(folder / LOG_NAME, text.encode("utf-8", "replace"), durable=False)
+    write_atomically(folder / LOG_NAME, b"".join((head, *entries, foot)), durable=False)
 
 
 def _hash(text: str) -> str:
