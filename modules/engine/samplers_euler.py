@@ -55,26 +55,28 @@ def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> SamplerRu
 
 
 def heunpp2(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> SamplerRun:
-    """Heun++: slopes of up to three levels ahead, weighted by those levels."""
+    """Heun++: slopes of up to three levels ahead, weighted by those levels.
+
+    The last step is Euler's and the one before it Heun's, whether the schedule ends at 0 or above.
+    """
     levels = sigmas.tolist()
     for i, (sigma, sigma_next) in enumerate(itertools.pairwise(levels)):
         noise.normal()  # Unused, yet part of the published stream: a later stage continues behind it.
         denoised = denoise(x, sigma)
         yield SamplerStep(i, sigma, denoised, x)
-        d = slope(x, sigma, denoised)
-        if sigma_next > 0:
-            x2 = torch.add(x, d, alpha=sigma_next - sigma)
-            d2 = slope(x2, sigma_next, denoise(x2, sigma_next))
-            d = _heunpp2_slope(denoise, d, x2, d2, levels[i + 1 : i + 3], levels[0])
+        d = _heunpp2_slope(denoise, x, slope(x, sigma, denoised), levels[i : i + 4], levels[0])
         x = torch.add(x, d, alpha=sigma_next - sigma)
     return x
 
 
-def _heunpp2_slope(
-    denoise: Denoise, d: Tensor, x2: Tensor, d2: Tensor, ahead: list[float], first: float
-) -> Tensor:
-    sigma2, sigma3 = ahead
-    if sigma3 == 0:
+def _heunpp2_slope(denoise: Denoise, x: Tensor, d: Tensor, ahead: list[float], first: float) -> Tensor:
+    """The slope of a step from x at ahead[0] to ahead[1]; d is the one at its start."""
+    if len(ahead) == 2:
+        return d
+    sigma, sigma2, sigma3 = ahead[:3]
+    x2 = torch.add(x, d, alpha=sigma2 - sigma)
+    d2 = slope(x2, sigma2, denoise(x2, sigma2))
+    if len(ahead) == 3:
         w2 = sigma2 / (2 * first)
         return (1 - w2) * d + w2 * d2
     x3 = torch.add(x2, d2, alpha=sigma3 - sigma2)
@@ -112,9 +114,7 @@ def lcm(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> SamplerRun
     return x
 
 
-def tcd(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, model_sampling: ModelSampling
-) -> SamplerRun:
+def tcd(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, model_sampling: ModelSampling) -> SamplerRun:
     """Trajectory consistency sampling with η = 0.3 (Zheng et al. 2024, arXiv:2402.19159, algorithm 2).
 
     A step yields the trajectory point it jumps to, in place of the clean latents.
