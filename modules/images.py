@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 from urllib.parse import unquote, urlsplit
 
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from modules.errors import FetchRefused, InvalidRequest, NotFound, StorageFull, UnreadableImage
@@ -264,9 +263,8 @@ def preview_png(image: Image.Image, max_side_px: int = PREVIEW_SIDE_PX) -> bytes
 
 def flatten(image: Image.Image, background: int = 255) -> Image.Image:
     """The picture as `RGB`, or `L` if grey; alpha is composited on `background` (0 black, 255 white)."""
-    if image.mode.startswith("I"):
-        levels = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray(np.clip(levels / 257 + 0.5, 0, 255).astype(np.uint8))  # 16 bits: 65535 / 257 = 255
+    if image.mode.startswith("I"):  # 16 bits per pixel: 65535 / 257 = 255
+        image = image.convert("I").point(lambda level: level * (1 / 257) + 0.5).convert("L")
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         ground = Image.new("RGBA", layers.size, (background, background, background, 255))
