@@ -1,13 +1,16 @@
 """What the routes share: the services, the request model with the configured defaults, and the API's own helpers."""
 
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 
 from extensions.rest_api.bodies import request_model
 from extensions.rest_api.eta import EtaMeter
-from extensions.rest_api.fetching import fetcher_of
+from extensions.rest_api.fetching import Fetcher
 from extensions.rest_api.metrics import Metrics
 from extensions.rest_api.quota import KeyQuota
 from extensions.rest_api.webhook import Outbox, WebhookSender
@@ -17,6 +20,9 @@ from modules.extensions import Services
 from modules.images import ImageSources
 from modules.jobs import Job
 from modules.request import GenerationRequest
+
+BLOCKING_CALLS = 8
+T = TypeVar("T")
 
 
 @dataclass
@@ -37,7 +43,8 @@ class Api:
         self.metrics = Metrics(self.services.jobs)
         limit = settings.extra.get("key_queue_limit", 0)
         self.quota = KeyQuota(self.services.jobs, limit if isinstance(limit, int) else 0)
-        self._fetcher = fetcher_of(settings)
+        self._fetcher = Fetcher.of(settings)
+        self._threads = ThreadPoolExecutor(BLOCKING_CALLS, thread_name_prefix="focale-rest")
         sender = WebhookSender(self._fetcher.post, secret=settings.webhook_secret)
         self.outbox = Outbox(
             settings.paths.outputs / "webhooks",
@@ -62,6 +69,14 @@ class Api:
             own_bases=[self.wire(request).base, *local],
             fetch=self._fetcher.image,
         )
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run something that fetches or decodes; slow strangers then never hold up the history or the page."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def close(self) -> None:
+        """End the threads; what they wait for is not waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def on_event(self, job: Job, event: Event) -> None:
         """Something happened to a task."""

@@ -5,6 +5,7 @@ import hashlib
 import uuid
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -64,7 +65,7 @@ async def submitted(api: Api, request: Request, asked: GenerationRequest) -> Job
     if known is not None:
         return known
     api.quota.check(key_name)
-    ready = await asyncio.to_thread(_resolved, api, request, asked)
+    ready = await api.in_thread(partial(_resolved, api, request, asked))
     webhook_url = ready.webhook_url or api.services.settings.webhook_url
     async with api.outbox.expecting(task_id, webhook_url):
         try:

@@ -57,3 +57,4 @@ class RestApi(Extension):
         """End the delivery; what is not delivered stays in the outbox."""
         if self._api is not None:
             await self._api.outbox.stop()
+            self._api.close()

@@ -1,18 +1,43 @@
-"""Fetches pictures and sends webhooks to URLs that strangers name."""
+"""Fetches pictures from, and posts webhooks to, URLs that strangers name; what the settings allow and nothing else."""
 
-from modules.errors import FetchRefused
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from modules.settings import Settings
 
 
+@dataclass(frozen=True, slots=True)
 class Fetcher:
-    """Contacts what the settings allow."""
+    """Contacts strangers' URLs under one policy.
+
+    allow_private: whether loopback and private addresses may be contacted. allowed_hosts: what else may.
+    """
+
+    allow_private: bool
+    allowed_hosts: tuple[str, ...]
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Fetcher":
+        """The policy of the settings: a server for this machine alone may contact this machine."""
+        return cls(settings.listens_on_loopback and not settings.share, settings.allow_url_hosts)
 
     def image(self, url: str) -> bytes:
-        raise FetchRefused("not yet")
+        """The bytes of a picture; blocks.
 
-    def post(self, url: str, body: bytes, headers: dict[str, str], timeout_s: float) -> int:
-        raise FetchRefused("not yet")
+        Raises:
+            FetchRefused: it is not to be had.
+        """
+        from modules.fetch import FetchPolicy, fetch  # TLS takes a tenth of a second to load, and few calls need it
 
+        return fetch(url, policy=FetchPolicy(self.allow_private, self.allowed_hosts))
 
-def fetcher_of(settings: Settings) -> Fetcher:
-    return Fetcher()
+    def post(self, url: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> int:
+        """Post a body and return the status of the answer; blocks.
+
+        Raises:
+            FetchRefused: nobody may be, or could be, told.
+        """
+        from modules.fetch import FetchPolicy, post
+
+        policy = FetchPolicy(self.allow_private, self.allowed_hosts)
+        return post(url, body, headers=headers, policy=policy, timeout_s=timeout_s)

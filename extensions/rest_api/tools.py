@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -24,6 +25,7 @@ from modules.params import ParamGroup
 router = APIRouter(tags=["tools"])
 
 _KINDS = {"photo": "Photo", "photograph": "Photo", "anime": "Anime", "art/anime": "Anime"}
+_NO_IMAGE: dict[str, Any] = {"type": "missing", "loc": ["body", "image"], "msg": "Field required", "input": None}
 _MULTIPART = {
     "type": "object",
     "properties": {"image": {"type": "string", "format": "binary"}, "image_type": {"type": "string"}},
@@ -77,7 +79,7 @@ async def describe_image(
         image, sent_type = asked.image, asked.image_type if "image_type" in asked.model_fields_set else None
         ignored = ignored_fields(DescribeRequest, values)
     kind = _kind(image_type or sent_type or "Photo")
-    path = await asyncio.to_thread(_input_path, api, request, image)
+    path = await api.in_thread(partial(_input_path, api, request, image))
     words = await unless_gone(request, api.services.handlers.describe(path, (kind,)))
     return Json({"describe": words}, headers=ignored_header(ignored))
 
@@ -97,7 +99,7 @@ async def generate_mask(request: Request, api: ApiDep) -> Response:
     """A mask of the same size as the picture, usable as `inpaint_mask_image_upload` as it is."""
     values = await json_body(request)
     asked = validated(MaskRequest, values)
-    path = await asyncio.to_thread(_input_path, api, request, asked.image)
+    path = await api.in_thread(partial(_input_path, api, request, asked.image))
     options = asked.model_dump(mode="json", exclude={"image"})
     mask_path = await unless_gone(request, api.services.handlers.generate_mask(path, options))
     content = await asyncio.to_thread(_read, mask_path)
@@ -107,12 +109,11 @@ async def generate_mask(request: Request, api: ApiDep) -> Response:
 
 async def _form_image(request: Request) -> tuple[bytes | str, str | None]:
     """Picture and type of a multipart call; the picture may also be a text field."""
-    form = await form_of(request)
-    image, kind = form.get("image"), form.get("image_type")
-    if image is None:
-        detail: dict[str, Any] = {"type": "missing", "loc": ["body", "image"], "msg": "Field required", "input": None}
-        raise RequestValidationError([detail])
-    content = await image.read() if isinstance(image, UploadFile) else image
+    async with form_of(request) as form:
+        image, kind = form.get("image"), form.get("image_type")
+        if image is None:
+            raise RequestValidationError([_NO_IMAGE])
+        content = await image.read() if isinstance(image, UploadFile) else image
     return content, kind if isinstance(kind, str) else None
 
 

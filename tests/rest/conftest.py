@@ -86,6 +86,8 @@ async def running_server(
 ) -> AsyncIterator[Running]:
     """A server with these flags; requests go through the gate."""
     rest = RestApi()
+    if not (tmp_path / "presets").exists():
+        (tmp_path / "presets").symlink_to(ROOT / "presets")
     settings = Settings.load(
         ["--port", str(API_PORT - 1), "--temp-path", str(tmp_path / "temp"), *flags],
         env={},
