@@ -1,0 +1,1 @@
+"""Trains the embedded model family; nothing in the application imports this package."""

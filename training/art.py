@@ -1,0 +1,295 @@
+"""Fetches the training art by package name, version and checksum, and renders it to one array.
+
+The array is premultiplied RGBA, so that a picture is put on any background by one multiply-add.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import subprocess
+import tarfile
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import Pool
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from training.stages import StateFolder, stage_parser, start_logging
+
+logger = logging.getLogger(__name__)
+
+Style = Literal["3d", "flat", "noto", "twemoji"]
+TRAINING_STYLES: tuple[Style, ...] = ("3d", "flat", "noto")
+HELD_OUT_STYLE: Style = "twemoji"
+CORE_GROUPS = ("smileys", "animals", "food", "travel", "activities", "objects")
+SIZE_PX = 256
+GROUP_NAMES = {
+    0: "smileys",
+    1: "people",
+    3: "animals",
+    4: "food",
+    5: "travel",
+    6: "activities",
+    7: "objects",
+    8: "symbols",
+}
+
+
+@dataclass(frozen=True)
+class Package:
+    """One npm package of art or names, pinned by the checksum of its tarball.
+
+    Attributes:
+        name, version: as on the npm registry.
+        sha256: hexadecimal digest of the file that `npm pack` writes.
+        licence: of the art, which may differ from the package's own.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    licence: str
+
+    @property
+    def tarball(self) -> str:
+        """File name that `npm pack` gives it."""
+        return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
+
+
+PACKAGES: dict[str, Package] = {
+    "3d": Package(
+        "@lobehub/fluent-emoji-3d",
+        "1.1.0",
+        "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
+        "MIT (Microsoft Fluent Emoji)",
+    ),
+    "flat": Package(
+        "@iconify-json/fluent-emoji-flat",
+        "1.2.6",
+        "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175",
+        "MIT (Microsoft Fluent Emoji)",
+    ),
+    "noto": Package(
+        "@iconify-json/noto",
+        "1.2.9",
+        "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad",
+        "Apache-2.0 (Google Noto Emoji)",
+    ),
+    "twemoji": Package(
+        "@twemoji/svg",
+        "15.0.0",
+        "1d2907557a422c7c4e3feca50ef915c39da1db3d76b4a4d7e73fb59bce4403c3",
+        "CC-BY-4.0 (Twemoji graphics), held out: for measuring only",
+    ),
+    "names": Package(
+        "emojibase-data",
+        "17.0.0",
+        "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a",
+        "MIT (labels and tags from Unicode CLDR)",
+    ),
+}
+
+
+class ArtChecksumMismatch(Exception):
+    """A fetched package is not the file the data set was made from."""
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One thing that can be drawn.
+
+    Attributes:
+        code: lower-case hexadecimal code points joined by hyphens, without U+FE0F.
+        label: its English name.
+        tags: English words for it.
+        group: one of GROUP_NAMES' values.
+        core: trained in every stage; the rest are people, symbols and clock faces.
+    """
+
+    code: str
+    label: str
+    tags: tuple[str, ...]
+    group: str
+    core: bool
+
+
+def fetch(package: Package, folder: Path) -> Path:
+    """Folder with the unpacked package, fetched by `npm pack` unless already there.
+
+    Raises:
+        ArtChecksumMismatch: the tarball differs from the pinned one.
+        subprocess.CalledProcessError: npm failed, for example without network.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tarball = folder / package.tarball
+    if not tarball.exists():
+        command = ["npm", "pack", "--silent", f"{package.name}@{package.version}"]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    digest = hashlib.sha256(tarball.read_bytes()).hexdigest()
+    if digest != package.sha256:
+        raise ArtChecksumMismatch(f"{tarball} has SHA-256 {digest}, not {package.sha256}; delete it and try again")
+    unpacked = folder / package.tarball.removesuffix(".tgz")
+    if not unpacked.exists():
+        with tarfile.open(tarball) as archive:
+            archive.extractall(unpacked, filter="data")
+    return unpacked / "package"
+
+
+def normalised_code(name: str) -> str:
+    """Code points as the data set writes them, from any of the packages' spellings."""
+    return name.lower().replace("-fe0f", "").replace("_", "-")
+
+
+def read_concepts(names_folder: Path) -> list[Concept]:
+    """All concepts, in the order of emojibase: skin tones, components and flags are left out."""
+    rows = json.loads((names_folder / "en" / "data.json").read_text(encoding="utf-8"))
+    concepts = []
+    for row in rows:
+        group = GROUP_NAMES.get(row.get("group", -1))
+        if group is None:
+            continue
+        label = row["label"].lower().replace("\u2019", "'").replace("\u201c", "").replace("\u201d", "")
+        tags = tuple(tag.lower() for tag in row.get("tags", []) if tag.isascii() and len(tag) > 1)
+        clock = "o'clock" in label or "thirty" in label
+        core = group in CORE_GROUPS and not clock
+        concepts.append(Concept(normalised_code(row["hexcode"]), label, tags, group, core))
+    return concepts
+
+
+def icon_svgs(folder: Path) -> dict[str, str]:
+    """SVG text by code of an Iconify package."""
+    icons = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
+    codes = json.loads((folder / "chars.json").read_text(encoding="utf-8"))
+    svgs = {}
+    for code, name in codes.items():
+        parent = icons.get("aliases", {}).get(name, {}).get("parent", name)
+        icon = icons["icons"].get(name) or icons["icons"].get(parent)
+        if icon is None:
+            continue
+        width, height = (icon.get(side, icons.get(side)) for side in ("width", "height"))
+        svgs[normalised_code(code)] = (
+            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'viewBox="0 0 {width} {height}" width="{width}" height="{height}">{icon["body"]}</svg>'
+        )
+    return svgs
+
+
+def art_sources(packages_folder: Path) -> dict[Style, dict[str, Path | str]]:
+    """For every style, the file or SVG text of each code."""
+    folders = {key: fetch(package, packages_folder) for key, package in PACKAGES.items()}
+    return {
+        "3d": {normalised_code(file.stem): file for file in folders["3d"].glob("assets/*.webp")},
+        "flat": dict(icon_svgs(folders["flat"])),
+        "noto": dict(icon_svgs(folders["noto"])),
+        "twemoji": {normalised_code(file.stem): file for file in folders["twemoji"].glob("*.svg")},
+    }
+
+
+def render(source: Path | str, *, size_px: int = SIZE_PX) -> np.ndarray | None:
+    """(size, size, 4) uint8 premultiplied RGBA, centred on a square; None if it cannot be drawn."""
+    import resvg_py
+
+    try:
+        if isinstance(source, Path) and source.suffix == ".webp":
+            image = Image.open(source).convert("RGBA")
+        else:
+            text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
+            png = bytes(resvg_py.svg_to_bytes(svg_string=text, width=size_px, height=size_px))
+            image = Image.open(io.BytesIO(png)).convert("RGBA")
+    except (OSError, ValueError) as error:
+        logger.warning("left out: %s", error)
+        return None
+    side = max(image.size)
+    square = Image.new("RGBA", (side, side))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    pixels = np.asarray(square, dtype=np.float32)
+    pixels = np.concatenate([pixels[..., :3] * pixels[..., 3:] / 255, pixels[..., 3:]], axis=-1)
+    if side != size_px:  # resized after premultiplying, so that edges do not darken
+        channels = [Image.fromarray(np.ascontiguousarray(pixels[..., c])) for c in range(4)]
+        resized = [c.resize((size_px, size_px), Image.Resampling.LANCZOS) for c in channels]
+        pixels = np.stack([np.asarray(channel) for channel in resized], axis=-1)
+    return (pixels.clip(0, 255) + 0.5).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class ArtSet:
+    """The rendered data set.
+
+    Attributes:
+        concepts: all concepts.
+        items: (index of the concept, style) of each picture.
+        pixels: (pictures, size, size, 4) uint8 premultiplied RGBA, memory-mapped.
+    """
+
+    concepts: list[Concept]
+    items: list[tuple[int, Style]]
+    pixels: np.ndarray
+
+    def pick(
+        self, *, styles: tuple[Style, ...] = TRAINING_STYLES, core: bool = True, limit: int | None = None
+    ) -> list[int]:
+        """Indices of the pictures of these styles, of the first `limit` (core) concepts."""
+        chosen = [index for index, concept in enumerate(self.concepts) if concept.core or not core]
+        allowed = set(chosen[:limit])
+        return [i for i, (concept, style) in enumerate(self.items) if concept in allowed and style in styles]
+
+
+def write_art(folder: Path, concepts: list[Concept], items: list[tuple[int, Style]], pixels: np.ndarray) -> None:
+    """Store a data set where `load_art` finds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "pixels.npy", pixels)
+    index = {"concepts": [asdict(concept) for concept in concepts], "items": items}
+    (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def load_art(folder: Path) -> ArtSet:
+    """The data set that `python -m training.art` wrote.
+
+    Raises:
+        FileNotFoundError: it has not run for this state folder.
+    """
+    if not (folder / "index.json").exists():
+        raise FileNotFoundError(f"{folder} has no art; run: python -m training.art")
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    concepts = [Concept(**{**row, "tags": tuple(row["tags"])}) for row in index["concepts"]]
+    items = [(concept, style) for concept, style in index["items"]]
+    return ArtSet(concepts, items, np.load(folder / "pixels.npy", mmap_mode="r"))
+
+
+def build_art(state: StateFolder, *, limit: int | None = None, size_px: int = SIZE_PX) -> ArtSet:
+    """Fetch, render and store everything; about two minutes on two cores."""
+    sources = art_sources(state.file("packages"))
+    concepts = read_concepts(state.file("packages") / PACKAGES["names"].tarball.removesuffix(".tgz") / "package")
+    wanted = [
+        (index, style, sources[style][concept.code])
+        for index, concept in enumerate(concepts[:limit])
+        for style in (*TRAINING_STYLES, HELD_OUT_STYLE)
+        if concept.code in sources[style]
+    ]
+    with Pool(2) as pool:
+        drawn = pool.map(partial(render, size_px=size_px), [source for _, _, source in wanted], chunksize=32)
+    kept = [(wanted[i][:2], picture) for i, picture in enumerate(drawn) if picture is not None]
+    write_art(state.file("art"), concepts, [item for item, _ in kept], np.stack([picture for _, picture in kept]))
+    return load_art(state.file("art"))
+
+
+def main() -> None:
+    """Build the data set and log how many pictures of each style it has."""
+    start_logging()
+    arguments = stage_parser(__doc__).parse_args()
+    art = build_art(StateFolder(arguments.state), limit=arguments.concepts)
+    for style in (*TRAINING_STYLES, HELD_OUT_STYLE):
+        logger.info(
+            "%s: %d pictures, %d of core concepts",
+            style,
+            len(art.pick(styles=(style,), core=False)),
+            len(art.pick(styles=(style,))),
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Muon for matrices beside AdamW for the rest, with the matrices' work shared between processes.
+
+Muon: K. Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the update is scaled to
+AdamW's size as in Liu et al. 2025 (arXiv:2502.16982), eq. 4.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalised(matrix: Tensor, *, iterations: int = 5) -> Tensor:
+    """The matrix with its singular values brought near 1, by Newton–Schulz iteration.
+
+    The iteration runs on the small Gram matrix only: X_k = P_k X_0, where P_k is a polynomial in X_0 X_0ᵀ; for a
+    long matrix that is a third of the work.
+
+    Args:
+        matrix: (m, n) float32.
+    Returns:
+        (m, n) float32, singular values about 0.7–1.2 (tiny ones less).
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    wide = matrix.T if tall else matrix
+    wide = wide / (wide.norm() + 1e-7)
+    gram = wide @ wide.T
+    product = torch.eye(len(gram))
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(iterations):
+        step = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        step.diagonal().add_(a)
+        product = step @ product
+        gram = step @ gram @ step
+    result = product @ wide
+    return result.T if tall else result
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate as a function of the samples seen, so that a run can be cut or extended freely.
+
+    Attributes:
+        peak: the flat learning rate of AdamW.
+        warmup: samples of linear rise.
+        decay_from, decay_to: samples between which it falls linearly to zero; None stays flat.
+    """
+
+    peak: float
+    warmup: int = 4000
+    decay_from: int | None = None
+    decay_to: int | None = None
+
+    def rate(self, samples: int) -> float:
+        """Learning rate after this many samples."""
+        rate = self.peak * min(1.0, (samples + 1) / self.warmup)
+        if self.decay_from is not None and self.decay_to is not None:
+            rate *= min(1.0, max(0.0, (self.decay_to - samples) / (self.decay_to - self.decay_from)))
+        return rate
+
+
+class Optimizer:
+    """Steps float32 parameters by Muon (inner matrices and convolutions) and AdamW (everything else).
+
+    Args:
+        parameters: (name, parameter) of everything trained; all processes give the same order.
+        muon_ratio: Muon's learning rate over AdamW's.
+    """
+
+    def __init__(
+        self, parameters: Iterable[tuple[str, nn.Parameter]], *, weight_decay: float = 0.01, muon_ratio: float = 2.0
+    ) -> None:
+        named = list(parameters)
+        self.parameters = [parameter for _, parameter in named]
+        self._weight_decay, self._muon_ratio = weight_decay, muon_ratio
+        inner = [
+            p.ndim >= 2 and not any(part in name for part in ("embed", "conv_in", "conv_out")) for name, p in named
+        ]
+        self._matrices = [p for p, is_inner in zip(self.parameters, inner, strict=True) if is_inner]
+        others = [p for p, is_inner in zip(self.parameters, inner, strict=True) if not is_inner]
+        self._momenta = [torch.zeros_like(p) for p in self._matrices]
+        self._adamw = torch.optim.AdamW(others, lr=1.0, betas=(0.9, 0.99), weight_decay=weight_decay, foreach=True)
+
+    def average_gradients(self) -> None:
+        """Give every process the mean gradient; a missing one counts as zero."""
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if world_size() == 1:
+            return
+        flat = torch.cat([p.grad.reshape(-1) for p in self.parameters])  # type: ignore[union-attr]
+        dist.all_reduce(flat)
+        flat /= world_size()
+        for parameter, chunk in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True):
+            parameter.grad.copy_(chunk.view(parameter.shape))  # type: ignore[union-attr]
+
+    @torch.no_grad()
+    def step(self, rate: float, *, clip: float = 1.0) -> float:
+        """Average, clip and apply the gradients; returns their norm before clipping."""
+        self.average_gradients()
+        norm = nn.utils.clip_grad_norm_(self.parameters, clip)
+        for group in self._adamw.param_groups:
+            group["lr"] = rate
+        self._adamw.step()
+        self._muon_step(rate * self._muon_ratio)
+        for parameter in self.parameters:
+            parameter.grad = None
+        return float(norm)
+
+    def _muon_step(self, rate: float) -> None:
+        updates = [torch.empty(0)] * len(self._matrices)
+        for index, (matrix, momentum) in enumerate(zip(self._matrices, self._momenta, strict=True)):
+            gradient = matrix.grad
+            assert gradient is not None
+            momentum.mul_(0.95).add_(gradient)
+            if index % world_size() == rank():
+                nesterov = gradient.add(momentum, alpha=0.95)
+                updates[index] = orthogonalised(nesterov.reshape(len(nesterov), -1))
+        self._share(updates)
+        for matrix, update in zip(self._matrices, updates, strict=True):
+            matrix.mul_(1 - rate * self._weight_decay)
+            matrix.add_(update.view(matrix.shape), alpha=-rate * 0.2 * max(update.shape) ** 0.5)
+
+    def _share(self, updates: list[Tensor]) -> None:
+        """Fill in the updates that other processes worked out."""
+        if world_size() == 1:
+            return
+        shapes = [torch.Size((len(m), m.numel() // len(m))) for m in self._matrices]
+        for owner in range(world_size()):
+            owned = range(owner, len(shapes), world_size())
+            flat = torch.empty(sum(shapes[i].numel() for i in owned))
+            if owner == rank():
+                torch.cat([updates[i].reshape(-1) for i in owned], out=flat)
+            dist.broadcast(flat, owner)
+            for i, chunk in zip(owned, flat.split([shapes[i].numel() for i in owned]), strict=True):
+                updates[i] = chunk.view(shapes[i])
+
+    def state(self) -> dict[str, object]:
+        """Everything but the parameters themselves."""
+        return {"momenta": self._momenta, "adamw": self._adamw.state_dict()}
+
+    def load_state(self, state: dict[str, object]) -> None:
+        """Take over what `state` gave."""
+        for momentum, saved in zip(self._momenta, state["momenta"], strict=True):  # type: ignore[call-overload]
+            momentum.copy_(saved)
+        self._adamw.load_state_dict(state["adamw"])  # type: ignore[arg-type]
+
+
+def world_size() -> int:
+    """Number of training processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
