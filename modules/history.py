@@ -3,8 +3,10 @@
 import logging
 import os
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -12,7 +14,7 @@ from pydantic import ValidationError
 
 from modules.choices import Source, TaskStatus
 from modules.errors import IllegalTransition, NotFound, StorageFull
-from modules.history_index import LARGEST, RecordIndex, TermIndex, model_term, style_term, terms_of, words_of
+from modules.history_index import LARGEST, RecordIndex, SortedIds, TermIndex, model_term, style_term, terms_of, words_of
 from modules.history_log import LogStorage, Sync
 from modules.history_rows import Fields, Row
 from modules.history_tables import LogDB, LogTable
@@ -25,7 +27,7 @@ TABLE: Final = "history"
 FINAL: Final = tuple(status for status in TaskStatus if status.is_final)
 UNFINISHED: Final = tuple(status for status in TaskStatus if not status.is_final)
 
-_READ_AT_ONCE: Final = 500  # records read under one hold of the lock while the words are collected
+_READ_AT_ONCE: Final = 50  # records read under one hold of the lock while the words are collected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +66,7 @@ class History:
         Changes made there are indexed too.
     """
 
-    def __init__(
-        self, folder: str | os.PathLike[str], *, sync: Sync = "always", read_only: bool = False
-    ) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, sync: Sync = "always", read_only: bool = False) -> None:
         """Open the history of the output folder `folder`, making both where missing.
 
         Args:
@@ -85,11 +85,10 @@ class History:
         self.storage = cast(LogStorage, self.db.storage)
         self.table = cast(LogTable, self.db.table(TABLE))
         self._reading_terms = threading.Lock()
-        self._index = RecordIndex()
         self._terms = TermIndex()
         with self.storage.state_lock:
-            for doc_id, row in self.storage.rows.tables.get(TABLE, {}).items():
-                self._index.change(doc_id, None, Fields.hot_half(row))
+            rows = self.storage.rows.tables.get(TABLE, {})
+            self._index = RecordIndex((doc_id, Fields.hot_half(row)) for doc_id, row in rows.items())
             self.storage.listener = self._follow
 
     def close(self) -> None:
@@ -227,36 +226,30 @@ class History:
     def search(self, wanted: HistoryFilter, *, page: int = 0, page_size: int | None = 10) -> list[Record]:
         """Records that meet `wanted`, newest first, by id.
 
-        The first search for words, a style or a model reads all requests from the disk once (about ten
+        The first search for words, a style or a model reads all requests from the disk once (some forty
         microseconds each); call `read_terms` at a quiet moment to have that done before.
         """
         if wanted.has_terms:
             self.read_terms()
         skip = page * page_size if page_size is not None else 0
-        with self.storage.state_lock:
-            ids = self._matching(wanted)
-            return self._read(ids[skip:] if page_size is None else ids[skip : skip + page_size])
-
-    def _matching(self, wanted: HistoryFilter) -> list[int]:
-        """Ids of the records that meet `wanted`, largest first."""
         low, high = _window(wanted.start_mills, wanted.end_mills)
-        ids = self._index.newest(self._index.of_statuses(wanted.statuses), low, high, 0, None)
-        for found in self._narrowing(wanted):
-            ids = [doc_id for doc_id in ids if doc_id in found]
-        return ids
+        with self.storage.state_lock:
+            conditions = [self._index.of_statuses(wanted.statuses), *self._conditions(wanted)]
+            ids = self._index.matching(conditions, low, high)
+            return self._read(islice(ids, skip, None if page_size is None else skip + page_size))
 
-    def _narrowing(self, wanted: HistoryFilter) -> list[set[int]]:
-        """One set of ids for each condition on words, style, model, seed and source."""
-        sets = [self._terms.beginning(word) for word in words_of(wanted.words)]
+    def _conditions(self, wanted: HistoryFilter) -> Iterator[Sequence[SortedIds]]:
+        """For each condition on words, style, model, seed and source the lists of ids that meet it."""
+        for word in words_of(wanted.words):
+            yield self._terms.beginning(word)
         if wanted.style:
-            sets.append(self._terms.exactly(style_term(wanted.style)))
+            yield self._terms.exactly(style_term(wanted.style))
         if wanted.model:
-            sets.append(self._terms.exactly(model_term(wanted.model)))
+            yield self._terms.exactly(model_term(wanted.model))
         if wanted.seed is not None:
-            sets.append(set(self._index.seeds.between(wanted.seed, wanted.seed)))
+            yield [SortedIds(sorted(self._index.seeds.between(wanted.seed, wanted.seed)))]
         if wanted.source is not None:
-            sets.append(set(self._index.by_source.get(wanted.source, ())))
-        return sorted(sets, key=len)
+            yield [self._index.by_source[wanted.source]] if wanted.source in self._index.by_source else []
 
     def unfinished(self) -> list[Record]:
         """Waiting and running tasks, oldest first: what a restarted server has to take up again."""
@@ -300,6 +293,7 @@ class History:
             while self._terms.covered < LARGEST:
                 with self.storage.state_lock:
                     self._read_some_terms()
+                time.sleep(0)  # a released lock goes to whoever runs next, and that would be this thread again
 
     def _read_some_terms(self) -> None:
         """Collect the terms of the next few records; with none left, new ones are followed from now on."""

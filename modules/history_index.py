@@ -3,15 +3,16 @@
 import re
 from array import array
 from bisect import bisect_left, bisect_right
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from heapq import merge
-from itertools import islice
-from typing import Any, Final
+from itertools import islice, pairwise
+from typing import Any, Final, NamedTuple
 
 from modules.choices import TaskStatus
 
 _WORD: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
+_FEW: Final = 8  # lists that are looked into one by one rather than made one
 LARGEST: Final = 2**63 - 1
 """The largest id, time or seed the arrays here can hold."""
 _FINAL: Final = frozenset(status.value for status in TaskStatus if status.is_final)
@@ -61,10 +62,11 @@ class SortedPairs:
     descents: neighbours whose ids fall while their keys rise; 0 means that both are in one order.
     """
 
-    def __init__(self) -> None:
-        self.keys = array("q")
-        self.ids = array("q")
-        self.descents = 0
+    def __init__(self, pairs: Iterable[tuple[int, int]] = ()) -> None:
+        ordered = sorted(pairs)
+        self.keys = array("q", [key for key, _ in ordered])
+        self.ids = array("q", [doc_id for _, doc_id in ordered])
+        self.descents = sum(after < before for before, after in pairwise(self.ids))
 
     def _place(self, key: int, doc_id: int) -> int:
         """Where the pair is or belongs."""
@@ -100,27 +102,37 @@ class SortedPairs:
 class RecordIndex:
     """Ids of records by what their hot fields say. Not thread-safe; the storage's state lock guards it."""
 
-    def __init__(self) -> None:
-        self.ids = SortedIds()
-        self.final = SortedIds()
+    def __init__(self, records: Iterable[tuple[int, Mapping[str, Any]]] = ()) -> None:
+        """Index `records`, given as id and hot fields; many at once are faster than one by one."""
         self.by_task: dict[str, int] = {}
-        self.by_status: dict[str, SortedIds] = {}
-        self.by_source: dict[str, SortedIds] = {}
-        self.times = SortedPairs()
-        self.seeds = SortedPairs()
+        by_status, by_source = defaultdict[str, list[int]](list), defaultdict[str, list[int]](list)
+        times, seeds = [], []
+        for doc_id, hot in records:
+            task_id, status, source, queued_mills, own_seeds = facts_of(hot)
+            self.by_task[task_id] = doc_id
+            by_status[status].append(doc_id)
+            by_source[source].append(doc_id)
+            times.append((queued_mills, doc_id))
+            for seed in own_seeds:
+                seeds.append((seed, doc_id))
+        self.times, self.seeds = SortedPairs(times), SortedPairs(seeds)
+        self.ids = SortedIds(sorted(doc_id for _, doc_id in times))
+        self.by_status = {status: SortedIds(sorted(ids)) for status, ids in by_status.items()}
+        self.by_source = {source: SortedIds(sorted(ids)) for source, ids in by_source.items()}
+        self.final = SortedIds(merge(*(ids for status, ids in self.by_status.items() if status in _FINAL)))
 
     def change(self, doc_id: int, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> None:
         """Follow a record from its hot fields `before` to those `after`; None means it is not there."""
         if before is not None:
-            self._forget(doc_id, Facts.of(before))
+            self._forget(doc_id, facts_of(before))
         if after is not None:
-            self._learn(doc_id, Facts.of(after))
+            self._learn(doc_id, facts_of(after))
 
     def _learn(self, doc_id: int, facts: "Facts") -> None:
+        self.by_task[facts.task_id] = doc_id
         self.ids.add(doc_id)
         if facts.status in _FINAL:
             self.final.add(doc_id)
-        self.by_task[facts.task_id] = doc_id
         self.by_status.setdefault(facts.status, SortedIds()).add(doc_id)
         self.by_source.setdefault(facts.source, SortedIds()).add(doc_id)
         self.times.add(facts.queued_mills, doc_id)
@@ -148,50 +160,57 @@ class RecordIndex:
         return lists + [self.by_status[status] for status in wanted if status in self.by_status]
 
     def newest(
-        self, lists: Iterable[SortedIds], low_mills: int, high_mills: int, skip: int, limit: int | None
+        self, lists: Sequence[SortedIds], low_mills: int, high_mills: int, skip: int, limit: int | None
     ) -> list[int]:
         """Ids in any of the disjoint `lists` queued in the window, largest first, from place `skip` on."""
-        window: Sequence[int] | None = None
-        if low_mills > -1 or high_mills < LARGEST:
-            window = self.times.between(low_mills, high_mills)
-        if window is None:
-            runs: list[Sequence[int]] = list(lists)
-        elif not window:
+        if low_mills <= -1 and high_mills >= LARGEST:
+            return _largest_first([ids.ids for ids in lists], skip, limit)
+        window = self.times.between(low_mills, high_mills)
+        if not window:
             return []
-        elif not self.times.descents:
-            runs = [ids.between(window[0], window[-1]) for ids in lists]
-        else:  # a clock went back: ids and times are ordered differently
-            sought = list(lists)
-            runs = [sorted(doc_id for doc_id in window if any(doc_id in ids for ids in sought))]
-        return _largest_first(runs, skip, limit)
+        if not self.times.descents:
+            return _largest_first([ids.between(window[0], window[-1]) for ids in lists], skip, limit)
+        # a clock went back: ids and times are ordered differently
+        return _largest_first([sorted(doc_id for doc_id in window if _in_any(doc_id, lists))], skip, limit)
+
+    def matching(self, conditions: Iterable[Sequence[SortedIds]], low_mills: int, high_mills: int) -> Iterator[int]:
+        """Ids that each condition has in any of its lists, queued in the window, largest first."""
+        rarest, *others = sorted(conditions, key=lambda lists: sum(map(len, lists)))
+        if low_mills > -1 or high_mills < LARGEST:
+            others.append([SortedIds(sorted(self.times.between(low_mills, high_mills)))])
+        ids = rarest[0] if len(rarest) == 1 else sorted({doc_id for ids in rarest for doc_id in ids})
+        return (doc_id for doc_id in reversed(ids) if all(_in_any(doc_id, lists) for lists in others))
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+def _in_any(doc_id: int, lists: Sequence[SortedIds]) -> bool:
+    return any(doc_id in ids for ids in lists)
+
+
+class Facts(NamedTuple):
     """What a record is indexed by, with neutral values for whatever a stranger stored instead."""
 
     task_id: str
     status: str
     source: str
     queued_mills: int
-    seeds: tuple[int, ...]
+    seeds: list[int]
 
-    @classmethod
-    def of(cls, hot: Mapping[str, Any]) -> "Facts":
-        """The facts in a record's hot fields."""
-        seeds = hot.get("seeds")
-        return cls(
-            task_id=str(hot.get("task_id", "")),
-            status=str(hot.get("task_status", "")),
-            source=str(hot.get("source", "")),
-            queued_mills=_whole(hot.get("in_queue_mills")),
-            seeds=tuple(sorted({_whole(seed) for seed in seeds} - {-1})) if isinstance(seeds, list) else (),
-        )
+
+def facts_of(hot: Mapping[str, Any]) -> Facts:
+    """The facts in a record's hot fields."""
+    seeds = hot.get("seeds")
+    return Facts(
+        str(hot.get("task_id", "")),
+        str(hot.get("task_status", "")),
+        str(hot.get("source", "")),
+        _whole(hot.get("in_queue_mills")),
+        [seed for seed in dict.fromkeys(map(_whole, seeds)) if seed >= 0] if isinstance(seeds, list) else [],
+    )
 
 
 def _whole(value: object) -> int:
-    """`value` if it is a number that fits eight bytes and is not negative, else -1."""
-    return int(value) if isinstance(value, int | float) and 0 <= value <= LARGEST else -1
+    """`value` if it is a whole number that fits eight bytes and is not negative, else -1."""
+    return value if isinstance(value, int) and 0 <= value <= LARGEST else -1
 
 
 def _largest_first(runs: list[Sequence[int]], skip: int, limit: int | None) -> list[int]:
@@ -263,13 +282,14 @@ class TermIndex:
                     del self._postings[term]
                     self._sorted_terms = None
 
-    def exactly(self, term: str) -> set[int]:
-        """Ids of the records with this term."""
-        return set(self._postings.get(term, ()))
+    def exactly(self, term: str) -> list[SortedIds]:
+        """The id lists that hold every record with this term."""
+        return [self._postings[term]] if term in self._postings else []
 
-    def beginning(self, start: str) -> set[int]:
-        """Ids of the records with a term that begins with `start`."""
-        return {doc_id for term in self._from(start) for doc_id in self._postings[term]}
+    def beginning(self, start: str) -> list[SortedIds]:
+        """The id lists that hold every record with a term that begins with `start`."""
+        lists = [self._postings[term] for term in self._from(start)]
+        return lists if len(lists) <= _FEW else [SortedIds(sorted({doc_id for ids in lists for doc_id in ids}))]
 
     def _from(self, start: str) -> Iterator[str]:
         if self._sorted_terms is None:

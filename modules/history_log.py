@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 Sync = Literal["always", "interval", "never"]
 
 _CHUNK: Final = 1 << 20
+_SIP: Final = 1 << 16  # each read lets other threads run, so a thread beside them reads little at a time
 _FLUSH_INTERVAL_S: Final = 1.0
 
 
@@ -313,18 +314,14 @@ class LogStorage(Storage):
 
     def _compact_if_due(self) -> None:
         """Compact when dead bytes outweigh live ones; in a thread unless the storage was told otherwise."""
-        due = (
-            self.dead_bytes > max(self.compact_above, self.rows.live_bytes) and self.size > self._compact_from
-        )
+        due = self.dead_bytes > max(self.compact_above, self.rows.live_bytes) and self.size > self._compact_from
         busy = self._compacting.locked() or (self._compactor is not None and self._compactor.is_alive())
         if self.read_only or busy or not due:
             return
         if not self.compact_in_thread:
             self._compact_quietly()
             return
-        self._compactor = threading.Thread(
-            target=self._compact_quietly, name="history-compaction", daemon=True
-        )
+        self._compactor = threading.Thread(target=self._compact_quietly, name="history-compaction", daemon=True)
         self._compactor.start()
 
     def _compact_quietly(self) -> None:
@@ -373,7 +370,7 @@ class LogStorage(Storage):
         """
         known = {damage.offset for damage in self.damaged}
         end, offset = self._file.size, 0
-        with open(self.path, "rb", buffering=_CHUNK) as lines:
+        with open(self.path, "rb", buffering=_SIP) as lines:
             while offset < end:
                 line = lines.readline()
                 if offset not in known:
@@ -443,9 +440,7 @@ def replay(lines: BinaryIO, rows: Rows) -> Replay:
     return Replay(offset, frames, tuple(damaged))
 
 
-def live_frames(
-    name: str, documents: list[tuple[int, Row]], highest: int, source: LogFile
-) -> Iterator[bytes]:
+def live_frames(name: str, documents: list[tuple[int, Row]], highest: int, source: LogFile) -> Iterator[bytes]:
     """The lines that say again what `documents` of the table `name` are; `source` holds their cold halves."""
     yield encode(Frame(name, highest=highest))
     for doc_id, row in documents:
@@ -479,9 +474,7 @@ def stored_document(doc_id: int, document: Mapping[str, Any]) -> Stored:
 def _begins_like_a_frame(data: bytes) -> bool:
     """Whether `data`, an unfinished line, may be the beginning of a frame or of a block never written."""
     digits, space = data[:8], data[8:9]
-    return not data.strip(b"\0") or (
-        all(byte in b"0123456789abcdef" for byte in digits) and space in (b"", b" ")
-    )
+    return not data.strip(b"\0") or (all(byte in b"0123456789abcdef" for byte in digits) and space in (b"", b" "))
 
 
 def _storage_full(path: Path, error: OSError) -> StorageFull:

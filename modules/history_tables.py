@@ -137,9 +137,7 @@ class LogTable(Table):
         with self._storage.write_lock:
             return super().insert_multiple(documents)
 
-    def update(
-        self, fields: Change, cond: QueryLike | None = None, doc_ids: Iterable[int] | None = None
-    ) -> list[int]:
+    def update(self, fields: Change, cond: QueryLike | None = None, doc_ids: Iterable[int] | None = None) -> list[int]:
         with self._storage.write_lock:
             if doc_ids is None and cond is not None:
                 doc_ids = self._matching(cond)
