@@ -164,6 +164,10 @@ class Handlers:
         """Find a mask in a picture; returns the path of a PNG of the same size, white = selected."""
         return str(await self._tools.call("generate_mask", {"image_path": image_path, **options}))
 
+    async def unload_models(self) -> None:
+        """Free the memory that models take; the next task loads what it needs."""
+        await self._tools.call("unload_models", {})
+
     async def _abandoned(self, job: Job) -> None:
         wants = job.request.on_disconnect
         if wants == "stop" or (not wants and self._stop_when_abandoned):

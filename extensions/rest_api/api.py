@@ -4,21 +4,23 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
+from extensions.rest_api import legacy_replies
 from extensions.rest_api.bodies import request_model
 from extensions.rest_api.eta import EtaMeter
 from extensions.rest_api.fetching import Fetcher
 from extensions.rest_api.metrics import Metrics
 from extensions.rest_api.quota import KeyQuota
-from extensions.rest_api.webhook import Outbox, WebhookSender
+from extensions.rest_api.webhook import Outbox, WebhookSender, WebhookStyle
 from extensions.rest_api.wire import Wire, base_of
 from modules.events import Event
 from modules.extensions import Services
 from modules.images import ImageSources
 from modules.jobs import Job
+from modules.record import Record
 from modules.request import GenerationRequest
 
 BLOCKING_CALLS = 8
@@ -50,7 +52,7 @@ class Api:
             settings.paths.outputs / "webhooks",
             send=sender,
             find=self.services.history.get,
-            body=lambda record: self.wire(None).record(record),
+            body=self._webhook_body,
         )
 
     def wire(self, request: Request | None) -> Wire:
@@ -69,6 +71,10 @@ class Api:
             own_bases=[self.wire(request).base, *local],
             fetch=self._fetcher.image,
         )
+
+    def _webhook_body(self, record: Record, style: WebhookStyle) -> dict[str, Any]:
+        wire = self.wire(None)
+        return legacy_replies.webhook_body(record, wire) if style == "legacy" else wire.record(record)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run something that fetches or decodes; slow strangers then never hold up the history or the page."""

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, FastAPI, Request, Response
 
-from extensions.rest_api import catalogue, docs, generate, health, stored, tasks, tools
+from extensions.rest_api import catalogue, docs, generate, health, legacy, stored, tasks, tools
 from extensions.rest_api.api import Api
 from extensions.rest_api.calls import ClientGone
 from extensions.rest_api.errors import install_error_handlers
@@ -17,9 +17,9 @@ CLIENT_CLOSED_REQUEST = 499
 
 def routers(api: Api) -> list[APIRouter]:
     """Every router, in the order of the documentation."""
-    return [
-        generate.router, tasks.router, stored.router, catalogue.router, tools.router, health.router, docs.router,
-    ]  # fmt: skip
+    own = [generate.router, tasks.router, stored.router, catalogue.router, tools.router, health.router]
+    old = [legacy.router] if api.services.settings.legacy_api else []
+    return [*own, *old, docs.router]
 
 
 def build_app(api: Api) -> FastAPI:

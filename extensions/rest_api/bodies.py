@@ -87,7 +87,7 @@ def located(error: ValidationError) -> list[dict[str, Any]]:
             "type": detail["type"],
             "loc": ["body", *detail["loc"]],
             "msg": detail["msg"],
-            "input": _shown(detail["input"]),
+            "input": shown_input(detail["input"]),
             **({"ctx": {key: str(value) for key, value in detail["ctx"].items()}} if "ctx" in detail else {}),
         }
         for detail in error.errors(include_url=False)
@@ -100,7 +100,7 @@ def detail_of(error: InvalidRequest) -> dict[str, Any]:
         "type": error.kind,
         "loc": ["body", *error.field],
         "msg": error.message,
-        "input": _shown(error.value),
+        "input": shown_input(error.value),
     }
 
 
@@ -147,7 +147,7 @@ def _element_model(annotation: object) -> type[BaseModel] | None:
     return None
 
 
-def _shown(value: object) -> object:
+def shown_input(value: object) -> object:
     """A value as an error shows it: JSON, and never a whole picture."""
     if isinstance(value, str):
         return value if len(value) <= SHOWN_INPUT_CHARACTERS else value[:SHOWN_INPUT_CHARACTERS] + "…"
@@ -164,5 +164,5 @@ def _shown(value: object) -> object:
 
 
 def _refused(kind: str, loc: tuple[str | int, ...], message: str, value: object, **ctx: str) -> RequestValidationError:
-    detail: dict[str, Any] = {"type": kind, "loc": list(loc), "msg": message, "input": _shown(value)}
+    detail: dict[str, Any] = {"type": kind, "loc": list(loc), "msg": message, "input": shown_input(value)}
     return RequestValidationError([{**detail, "ctx": ctx} if ctx else detail])

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from extensions.rest_api.api import Api, key_name_of
 from extensions.rest_api.bodies import as_plain, ignored_fields, json_body, located, validated
 from extensions.rest_api.inputs import with_stored_inputs
+from extensions.rest_api.webhook import WebhookStyle
 from modules.choices import Source
 from modules.errors import IllegalTransition, InvalidRequest
 from modules.jobs import Job
@@ -51,23 +52,29 @@ async def parsed(api: Api, request: Request) -> Parsed:
     return Parsed(validated(api.request_model, values), ignored_fields(api.request_model, values))
 
 
-async def submitted(api: Api, request: Request, asked: GenerationRequest) -> Job | Record:
+async def submitted(
+    api: Api, request: Request, asked: GenerationRequest, *, task_id: str = "", webhook_style: WebhookStyle = "record"
+) -> Job | Record:
     """Submit a parsed request; with an Idempotency-Key that was used before, the task of that time.
 
-    A `Record` comes back only for such a task, when it ended so long ago that it is no longer in memory.
+    Args:
+        task_id: for a new task; one is drawn unless given. webhook_style: shape of what is told at its end.
+    Returns:
+        A `Record` only for a known task that ended so long ago that it is no longer in memory.
 
     Raises:
         InvalidRequest: a value cannot be used; nothing was queued.
         QueueFull: the queue, or this key's share of it, is full.
     """
     key_name = key_name_of(request)
-    task_id, known = await _idempotent(api, request, key_name)
+    derived_id, known = await _idempotent(api, request, key_name)
     if known is not None:
         return known
+    task_id = derived_id or task_id or uuid.uuid4().hex
     api.quota.check(key_name)
     ready = await api.in_thread(partial(_resolved, api, request, asked))
     webhook_url = ready.webhook_url or api.services.settings.webhook_url
-    async with api.outbox.expecting(task_id, webhook_url):
+    async with api.outbox.expecting(task_id, webhook_url, webhook_style):
         try:
             job = await api.services.handlers.submit(
                 ready, source=Source.API, webhook_url=webhook_url, task_id=task_id
@@ -94,13 +101,13 @@ def _resolved(api: Api, request: Request, asked: GenerationRequest) -> Generatio
 
 
 async def _idempotent(api: Api, request: Request, key_name: str) -> tuple[str, Job | Record | None]:
-    """The id for a new task, and the task that already has it.
+    """The id that follows from an Idempotency-Key, "" without one, and the task that already has it.
 
-    With an Idempotency-Key the id follows from the key, so that it holds across restarts.
+    Because the id follows from the key, it holds across restarts.
     """
     given = request.headers.get("idempotency-key", "").strip()
     if not given:
-        return uuid.uuid4().hex, None
+        return "", None
     if len(given) > MAX_IDEMPOTENCY_KEY:
         raise InvalidRequest("Idempotency-Key", f"longer than {MAX_IDEMPOTENCY_KEY} characters", given)
     digest = hashlib.sha256(f"{key_name}\0{given}".encode()).hexdigest()[:32]

@@ -50,7 +50,9 @@ def unprocessable(details: list[dict[str, object]], request: Request) -> Respons
     for detail in details[:5]:
         where = ".".join(str(part) for part in detail["loc"]) if isinstance(detail["loc"], list | tuple) else ""
         logger.info("422 on %s: %s: %s", request.url.path, where, detail["msg"])
-    return Json({"detail": details}, status_code=422)
+    echo = getattr(request.state, "echo", None)  # the routes of Fooocus-API repeat the request
+    body = {"detail": details} if echo is None else {"detail": details, "body": echo}
+    return Json(body, status_code=422)
 
 
 async def _on_validation(request: Request, error: Exception) -> Response:

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import orjson
 
@@ -30,6 +30,9 @@ TIMEOUT_S = 5.0
 RETRY_AFTER_S = (1.0, 5.0)
 AT_ONCE = 4
 _SECRET_PREFIX = "whsec_"
+
+
+WebhookStyle: TypeAlias = Literal["record", "legacy"]
 
 
 class Post(Protocol):
@@ -93,6 +96,14 @@ def secret_bytes(secret: str) -> bytes:
     return secret.encode()
 
 
+class Expected(NamedTuple):
+    """Who is to be told of a task's end, and in which shape."""
+
+    task_id: str
+    url: str
+    style: WebhookStyle
+
+
 class Outbox:
     """One small file per task whose end somebody wants to hear of.
 
@@ -106,7 +117,7 @@ class Outbox:
         *,
         send: Callable[[str, Record, bytes], None],
         find: Callable[[str], Record | None],
-        body: Callable[[Record], dict[str, Any]],
+        body: Callable[[Record, WebhookStyle], dict[str, Any]],
         retry_after_s: tuple[float, ...] = RETRY_AFTER_S,
     ) -> None:
         """Keep the files in `folder`, made when first needed.
@@ -120,18 +131,19 @@ class Outbox:
         self._find = find
         self._body = body
         self._retry_after_s = retry_after_s
-        self._expected: dict[str, str] = {}
+        self._expected: dict[str, Expected] = {}
         self._deliveries: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="focale-webhook")
 
     @asynccontextmanager
-    async def expecting(self, task_id: str, url: str) -> AsyncIterator[None]:
+    async def expecting(self, task_id: str, url: str, style: WebhookStyle = "record") -> AsyncIterator[None]:
         """Expect the end of a task that is accepted within this context; an error in it takes that back."""
         if not url or task_id in self._expected:
             yield
             return
-        await asyncio.to_thread(self._write, task_id, url)
-        self._expected[task_id] = url
+        expected = Expected(task_id, url, style)
+        await asyncio.to_thread(self._write, expected)
+        self._expected[task_id] = expected
         try:
             yield
         except BaseException:
@@ -141,19 +153,19 @@ class Outbox:
 
     def on_event(self, job: Job, event: Event) -> None:
         """Begin to deliver when an expected task ends."""
-        if is_final(event) and (url := self._expected.pop(job.task_id, None)) is not None:
-            self._begin(job.task_id, url)
+        if is_final(event) and (expected := self._expected.pop(job.task_id, None)) is not None:
+            self._begin(expected)
 
     async def start(self) -> None:
         """Take up what an earlier server left: deliver for ended tasks, expect the end of the others."""
-        for task_id, url in await asyncio.to_thread(self._read_all):
-            record = await asyncio.to_thread(self._find, task_id)
+        for expected in await asyncio.to_thread(self._read_all):
+            record = await asyncio.to_thread(self._find, expected.task_id)
             if record is None:
-                self._file(task_id).unlink(missing_ok=True)
+                self._file(expected.task_id).unlink(missing_ok=True)
             elif record.task_status.is_final:
-                self._begin(task_id, url)
+                self._begin(expected)
             else:
-                self._expected[task_id] = url
+                self._expected[expected.task_id] = expected
 
     async def stop(self) -> None:
         """End the deliveries in work; they begin again at the next start."""
@@ -162,53 +174,53 @@ class Outbox:
         await asyncio.gather(*self._deliveries, return_exceptions=True)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _begin(self, task_id: str, url: str) -> None:
-        delivery = asyncio.create_task(self._deliver(task_id, url), name=f"focale-webhook-{task_id}")
+    def _begin(self, expected: Expected) -> None:
+        delivery = asyncio.create_task(self._deliver(expected), name=f"focale-webhook-{expected.task_id}")
         self._deliveries.add(delivery)
         delivery.add_done_callback(self._deliveries.discard)
 
-    async def _deliver(self, task_id: str, url: str) -> None:
+    async def _deliver(self, expected: Expected) -> None:
         """Try, pause, try again; the file goes when it is over, either way."""
         try:
             for attempt, pause_s in enumerate((0.0, *self._retry_after_s), 1):
                 await asyncio.sleep(pause_s)
-                if await self._attempt(task_id, url, attempt):
+                if await self._attempt(expected, attempt):
                     break
             else:
-                logger.warning("Webhook of task %s is given up after %d attempts", task_id, attempt)
-            self._file(task_id).unlink(missing_ok=True)
-        except asyncio.CancelledError:
-            raise
+                logger.warning("Webhook of task %s is given up after %d attempts", expected.task_id, attempt)
+            self._file(expected.task_id).unlink(missing_ok=True)
         except Exception:  # a webhook's failure is nobody else's
-            logger.exception("Webhook of task %s failed", task_id)
+            logger.exception("Webhook of task %s failed", expected.task_id)
 
-    async def _attempt(self, task_id: str, url: str, attempt: int) -> bool:
+    async def _attempt(self, expected: Expected, attempt: int) -> bool:
         """True when there is nothing left to do."""
-        record = await asyncio.to_thread(self._find, task_id)
+        record = await asyncio.to_thread(self._find, expected.task_id)
         if record is None:
             return True
-        body = orjson.dumps(self._body(record))
+        body = orjson.dumps(self._body(record, expected.style))
+        loop = asyncio.get_running_loop()
         try:
-            await asyncio.get_running_loop().run_in_executor(self._threads, self._send, url, record, body)
+            await loop.run_in_executor(self._threads, self._send, expected.url, record, body)
         except FetchRefused as error:
-            logger.warning("Webhook of task %s, attempt %d: %s", task_id, attempt, error)
+            logger.warning("Webhook of task %s, attempt %d: %s", expected.task_id, attempt, error)
             return False
-        logger.info("Webhook of task %s is delivered", task_id)
+        logger.info("Webhook of task %s is delivered", expected.task_id)
         return True
 
     def _file(self, task_id: str) -> Path:
         return self._folder / f"{task_id}.json"
 
-    def _write(self, task_id: str, url: str) -> None:
+    def _write(self, expected: Expected) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._file(task_id), json.dumps({"task_id": task_id, "url": url}).encode())
+        write_atomically(self._file(expected.task_id), json.dumps(expected._asdict()).encode())
 
-    def _read_all(self) -> list[tuple[str, str]]:
+    def _read_all(self) -> list[Expected]:
         found = []
         for path in sorted(self._folder.glob("*.json")) if self._folder.is_dir() else []:
             try:
                 entry = json.loads(path.read_text(encoding="utf-8"))
-                found.append((str(entry["task_id"]), str(entry["url"])))
-            except (OSError, ValueError, KeyError, TypeError) as error:
+                style: WebhookStyle = "legacy" if entry.get("style") == "legacy" else "record"
+                found.append(Expected(str(entry["task_id"]), str(entry["url"]), style))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 logger.warning("Outbox file %s is left alone: it cannot be read (%s)", path.name, error)
         return found
