@@ -115,7 +115,6 @@ class Denoiser:
         self._check = check
         self._images = tuple(range(positive.prompt_embeds.shape[0]))
         self._passes = self._build_passes()
-        self._last: tuple[Tensor, Tensor, float] | None = None
         self.evaluations = 0
         self.model_seconds = 0.0
 
@@ -132,12 +131,10 @@ class Denoiser:
             self._check()
         self.evaluations += 1
         if len(self._images) == x.shape[0]:
-            denoised = self._evaluate(x, sigma)
-        else:
-            rows = list(self._images)
-            denoised = torch.zeros_like(x)
-            denoised[rows] = self._evaluate(x[rows], sigma)
-        self._last = (x, denoised, sigma)
+            return self._evaluate(x, sigma)
+        rows = list(self._images)
+        denoised = torch.zeros_like(x)
+        denoised[rows] = self._evaluate(x[rows], sigma)
         return denoised
 
     def drop(self, image: int) -> None:
@@ -151,17 +148,6 @@ class Denoiser:
             raise ValueError(f"Image {image} cannot be dropped; {list(self._images)} are in work.")
         self._images = left
         self._passes = self._build_passes()
-
-    def last_noise_pred(self) -> Tensor:
-        """(x - denoised) / σ of the last evaluation: (B, 4, h, w).
-
-        Raises:
-            RuntimeError: nothing was evaluated yet.
-        """
-        if self._last is None:
-            raise RuntimeError("No evaluation has been made yet.")
-        x, denoised, sigma = self._last
-        return (x - denoised) / sigma
 
     def _evaluate(self, x: Tensor, sigma: float) -> Tensor:
         timestep = self.model_sampling.sigma_to_timestep(sigma).to(self._device)

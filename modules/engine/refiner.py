@@ -43,7 +43,6 @@ class Refiner:
         method: `joint` changes the model inside one sampler run, after the first evaluation of the switch
             step; `separate` ends the run there and starts another one from its noisy latents; `vae` ends
             it with clean latents, converts them and adds noise again.
-        noise_pred: the base's last (x - denoised) / σ, (B, 4, h, w); `vae` needs it.
         convert: clean latents from the base's model space to the refiner's; `vae` uses it.
         on_switch: called when the model changes, to take off what sits on the base's network.
     """
@@ -51,13 +50,8 @@ class Refiner:
     denoise: Denoise
     switch_step: int
     method: RefinerSwapMethod = RefinerSwapMethod.JOINT
-    noise_pred: Callable[[], Tensor] | None = None
     convert: Callable[[Tensor], Tensor] = _identity
     on_switch: Callable[[], None] = _nothing
-
-    def __post_init__(self) -> None:
-        if self.method == RefinerSwapMethod.VAE and self.noise_pred is None:
-            raise ValueError("The swap method 'vae' needs the base's last noise estimate.")
 
 
 class ModelUse(StrEnum):

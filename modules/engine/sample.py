@@ -164,16 +164,16 @@ class _Run:
 
     def over_clean_latents(self, base: Denoise, refiner: Refiner, x: Tensor, sigmas: Tensor) -> SamplingRun:
         """Two sampler runs, the first to clean latents, which are converted and noised again."""
-        assert refiner.noise_pred is not None
+        watched = _Watched(base)
         switch_step = max(1, refiner.switch_step)  # Without a first stage there is no noise estimate.
         first = until_step(sigmas, switch_step, force_full_denoise=True)
         second = renoised_sigmas(sigmas, switch_step)
-        clean = yield from self.stage(base, x, first, later=self._yields(second))
+        clean = yield from self.stage(watched, x, first, later=self._yields(second))
         converted = refiner.convert(clean)
         if len(second) < 2:
             return converted
         self.noise = self.noise.next_seeds()
-        noise = coloured_noise(self.noise.normal(), refiner.noise_pred())
+        noise = coloured_noise(self.noise.normal(), watched.noise_pred())
         refiner.on_switch()
         x = start_state(noise, second, self.model, converted)
         return (yield from self.stage(refiner.denoise, x, second, refining=True))
@@ -181,6 +181,25 @@ class _Run:
     def _yields(self, sigmas: Tensor) -> int:
         steps = max(0, len(sigmas) - 1)
         return (self.sampler.yields(steps) or steps) if steps else 0
+
+
+class _Watched:
+    """A denoiser that remembers its last evaluation."""
+
+    def __init__(self, denoise: Denoise) -> None:
+        self._denoise = denoise
+        self._last: tuple[Tensor, Tensor, float] | None = None
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        denoised = self._denoise(x, sigma)
+        self._last = (x, denoised, sigma)
+        return denoised
+
+    def noise_pred(self) -> Tensor:
+        """(x - denoised) / σ of the last evaluation, (B, 4, h, w)."""
+        assert self._last is not None
+        x, denoised, sigma = self._last
+        return (x - denoised) / sigma
 
 
 def _next(run: Generator[Step, None, Tensor]) -> Step | Tensor:

@@ -197,14 +197,6 @@ def test_it_counts_evaluations_and_time_in_the_network(unet) -> None:
     assert 0.08 <= denoise.model_seconds <= time.perf_counter() - started
 
 
-def test_last_noise_pred_is_the_slope_of_the_last_evaluation(unet) -> None:
-    denoise, x = denoiser(unet), noisy()
-    with pytest.raises(RuntimeError, match="No evaluation"):
-        denoise.last_noise_pred()
-    denoised = denoise(x, SIGMA)
-    assert denoise.last_noise_pred().equal((x - denoised) / SIGMA)
-
-
 def test_networks_without_a_vector_get_none(unet) -> None:
     class Plain:
         def parameters(self):
