@@ -137,8 +137,8 @@ class LinearPreview:
     """A preview by one linear map from latents to colours."""
 
     def __init__(self, rgb: LatentRgb) -> None:
-        self._factors = torch.tensor(rgb.factors).t()
-        self._bias = torch.tensor(rgb.bias).view(3, 1, 1)
+        self._factors = torch.tensor(rgb.factors, dtype=torch.float32).t()
+        self._bias = torch.tensor(rgb.bias, dtype=torch.float32).view(3, 1, 1)
 
     def __call__(self, denoised: Tensor) -> Image.Image:
         latents = denoised.float().cpu()
