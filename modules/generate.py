@@ -1,39 +1,36 @@
-"""One generation, from a request to files: the table of contents of a run. Runs in the worker process."""
+"""One generation, from a record to files: the table of contents of a run. Runs in the worker process."""
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from modules.control import Control
-from modules.engine.batches import split_into_batches
+from modules.engine.batches import rows_per_batch, split_into_batches
 from modules.engine.condition import Conditioning, TextConditioner, stack_conditionings
 from modules.engine.decode import LinearPreview, NetworkPreview, Preview, decode_latents
-from modules.engine.device import choose_policy
+from modules.engine.denoiser import Denoiser
+from modules.engine.device import DevicePolicy, choose_policy
 from modules.engine.embeddings import EmbeddingFolder
-from modules.engine.sample import SamplingRun, sample
+from modules.engine.guidance import Guidance
+from modules.engine.journal import DenoisedJournal, discard_journals
+from modules.engine.latents import LATENT_CHANNELS, Latents, latent_size
+from modules.engine.noise import RowNoise
+from modules.engine.runtime import use_deterministic_kernels, without_gradients
+from modules.engine.sample import SamplingStep, sample
+from modules.engine.samplers import SAMPLERS
+from modules.engine.sigmas import model_sampling_for
 from modules.engine.store import ModelStore, SdxlModel
 from modules.engine.tokens import ClipTokenizer
 from modules.errors import EngineFailed, Interrupted, ModelFileUnusable
-from modules.events import (
-    Event,
-    Finished,
-    ImageSkipped,
-    Noticed,
-    Planned,
-    Progress,
-    Skipped,
-    Stopped,
-    Yielded,
-)
+from modules.events import Event, Finished, ImageSkipped, Noticed, Planned, Skipped, Stopped, Yielded
 from modules.files import HashCache, Kind
 from modules.images import preview_jpeg
-from modules.plan import EMBEDDED_MODEL, ImagePlan, ModelsPlan, Plan, make_plan, plan_models
+from modules.plan import ImagePlan, Plan, make_plan, plan_models
 from modules.progress import ProgressMeter
 from modules.record import Record
 from modules.request import GenerationRequest, from_params
@@ -44,14 +41,7 @@ from modules.settings import Settings
 logger = logging.getLogger(__name__)
 
 PREVIEW_DECODER = "xlvaeapp.pth"
-
-
-@dataclass
-class Stopwatch:
-    """Seconds a task took, and how many of them the networks took."""
-
-    began: float
-    model_seconds: float = 0.0
+JOURNALS = ".unfinished"  # below the output folder: what lets a run that was cut short go on
 
 
 class EngineWorkbench:
@@ -59,27 +49,26 @@ class EngineWorkbench:
 
     def __init__(self, settings: Settings) -> None:
         """Prepare to work; loads no model yet."""
-        self._settings = settings
-        self._resources = Resources(settings)
-        self._policy = choose_policy(
+        self.settings = settings
+        self.resources = Resources(settings)
+        self.policy: DevicePolicy = choose_policy(
             settings.device, precision=settings.unet_dtype, vae_precision=settings.vae_dtype
         )
-        self._store = ModelStore(self._policy, memory_limit_mib=settings.max_memory)
-        self._conditioner = TextConditioner(
+        self.store = ModelStore(self.policy, memory_limit_mib=settings.max_memory)
+        self.conditioner = TextConditioner(
             ClipTokenizer(settings.paths.root / "models" / "tokenizer"),
             embeddings=EmbeddingFolder(settings.paths.embeddings),
         )
-        self._hashes = HashCache(settings.paths.hash_cache)
+        self.hashes = HashCache(settings.paths.hash_cache)
         self._previews: dict[object, Preview] = {}
         if settings.deterministic:
-            torch.use_deterministic_algorithms(True, warn_only=True)
+            use_deterministic_kernels()
 
     def warm_up(self) -> None:
-        """Load the default model and run it once at a small size, so that the first task does not wait."""
-        request = GenerationRequest(base_model_name=self._settings.config.default_model)
-        model = self._store.base(plan_models(request, self._resources.plan_resources()).checkpoint.path)
-        with torch.inference_mode():
-            self._conditioner.encode(model, ("",))
+        """Load the default model and touch its text encoders, so that the first task does not wait."""
+        request = GenerationRequest(base_model_name=self.settings.config.default_model)
+        model = self.store.base(plan_models(request, self.resources.plan_resources()).checkpoint.path)
+        self.conditioner.encode(model, ("",))
 
     def call(self, tool: str, payload: Mapping[str, Any]) -> Any:
         """Tools that are no task; none is built in yet.
@@ -90,109 +79,262 @@ class EngineWorkbench:
         raise EngineFailed(f"This version has no tool called {tool!r}.")
 
     def run(self, record: Record, control: Control) -> Iterator[Event]:
-        """Run one task: plan, draw batch after batch, end."""
-        request = from_params(record.req_params)
-        watch = Stopwatch(time.perf_counter())
-        meter = ProgressMeter(request.image_number)
+        """Run one task; its events up to a final one, or `Yielded`."""
         try:
-            yield from self._run(request, record, control, watch, meter)
+            last: Event | None = None
+            for event in TaskRun(self, record, control).events():
+                yield event
+                last = event
         except Interrupted:
-            yield Stopped()
+            last = Stopped()
+            yield last
+        if not isinstance(last, Yielded):
+            discard_journals(self.journal_folder, record.task_id)
 
-    @torch.inference_mode()
-    def _run(
-        self,
-        request: GenerationRequest,
-        record: Record,
-        control: Control,
-        watch: Stopwatch,
-        meter: ProgressMeter,
-    ) -> Iterator[Event]:
-        yield meter.stage("Loading models ...")
-        resources = self._resources.plan_resources()
-        models = plan_models(request, resources)
-        model = self._load(models)
-        plan = make_plan(request, resources, models=models, native_size_px=model.facts.native_size)
-        settled = set(record.settled)
-        meter.plan(plan.sampling.steps)
-        yield self._planned(plan)
-        yield from (Noticed(notice) for notice in plan.notices)
-        writer = self._writer(request, plan)
-        pictures: list[Image.Image] = []
-        for number, batch in enumerate(self._batches(plan)):
-            if settled.issuperset(image.index for image in batch):
+    @property
+    def journal_folder(self) -> Path:
+        """Where runs in work keep what lets them go on."""
+        return self.settings.paths.outputs / JOURNALS
+
+    def preview_of(self, model: SdxlModel) -> Preview:
+        """The best preview there is for a model's latents: a decoder from `vae_approx`, else a linear map."""
+        if model.identity not in self._previews:
+            self._previews[model.identity] = self._make_preview(model)
+        return self._previews[model.identity]
+
+    def _make_preview(self, model: SdxlModel) -> Preview:
+        path = self.resources.catalogue.find(Kind.PREVIEW_DECODER, PREVIEW_DECODER)
+        if path is not None and model.facts.native_size >= 1024:
+            try:
+                return NetworkPreview(path)
+            except ModelFileUnusable as error:
+                logger.warning("%s Previews use a linear map.", error)
+        return LinearPreview(model.facts.latent_rgb)
+
+
+@dataclass
+class Seconds:
+    """Where the time of a task goes.
+
+    model: inside the networks. total: from the start.
+    """
+
+    began: float = field(default_factory=time.perf_counter)
+    model: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Seconds since the task began."""
+        return time.perf_counter() - self.began
+
+
+class TaskRun:
+    """One attempt at one task: plan → condition → latents → sample → decode → save."""
+
+    def __init__(self, bench: EngineWorkbench, record: Record, control: Control) -> None:
+        """Prepare an attempt; images that an earlier one settled are left alone."""
+        self.bench = bench
+        self.record = record
+        self.control = control
+        self.request = from_params(record.req_params)
+        self.meter = ProgressMeter(self.request.image_number)
+        self.settled = set(record.settled)
+        self.pictures: list[Image.Image] = []
+        self.seconds = Seconds()
+        self.plan: Plan
+        self.model: SdxlModel
+        self.writer: ResultWriter
+
+    @without_gradients
+    def events(self) -> Iterator[Event]:
+        """Run to the end."""
+        yield self.meter.stage("Loading models ...")
+        self._prepare()
+        yield self._planned()
+        yield from (Noticed(notice) for notice in self.plan.notices)
+        for number, batch in enumerate(self._batches()):
+            if self.settled.issuperset(image.index for image in batch):
                 continue
-            if number and control.should_yield:
+            if number and self.control.should_yield:
                 yield Yielded()
                 return
-            yield from self._draw(batch, plan, model, control, watch, meter, writer, settled, pictures)
-        if plan.output.grid and (grid := writer.save_grid(pictures)):
+            yield from self._draw(batch)
+        if self.plan.output.grid and (grid := self.writer.save_grid(self.pictures)):
             yield grid
-        yield self._end(record, pictures, watch)
+        yield self._end()
 
-    def _draw(
-        self,
-        batch: tuple[ImagePlan, ...],
-        plan: Plan,
-        model: SdxlModel,
-        control: Control,
-        watch: Stopwatch,
-        meter: ProgressMeter,
-        writer: ResultWriter,
-        settled: set[int],
-        pictures: list[Image.Image],
-    ) -> Iterator[Event]:
-        """Draw one batch: condition → sample → decode → save."""
-        with ExitStack() as patches:
-            self._merge_loras(batch[0], model, patches)
-            positive, negative = yield from self._condition(batch, plan, model, meter)
-            run = sample(
-                model,
-                plan.sampling,
-                positive=positive,
-                negative=negative,
-                seeds=[image.seed for image in batch],
-                check=control.check_stop,
-            )
-            latents = yield from self._sample(run, batch, plan, model, control, meter, settled)
-        watch.model_seconds += run.model_seconds
-        if latents is None:
-            return
-        vae = self._vae(plan.models, model)
-        began = time.perf_counter()
-        images = decode_latents(vae, latents, statistics=model.statistics)
-        watch.model_seconds += time.perf_counter() - began
-        for image, picture in zip(batch, images, strict=True):
-            if image.index in settled:
-                continue
-            control.check_stop()
-            yield meter.stage(f"Saving image {image.index + 1}/{len(plan.images)} to system ...", image=image.index + 1)
-            pictures.append(picture)
-            settled.add(image.index)
-            yield writer.save(picture, image)
+    # -- plan ---------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Find and load the weights, then decide everything else."""
+        bench, settings = self.bench, self.bench.settings
+        resources = bench.resources.plan_resources()
+        models = plan_models(self.request, resources)
+        self.model = bench.store.base(models.checkpoint.path)
+        self.plan = make_plan(
+            self.request, resources, models=models, native_size_px=self.model.facts.native_size
+        )
+        self.meter.plan(self.plan.sampling.steps)
+        self.writer = ResultWriter(
+            root=settings.paths.outputs,
+            request=self.request,
+            plan=self.plan,
+            hashes=bench.hashes if self.plan.output.metadata else None,
+            with_log=not settings.disable_image_log,
+            created_by=settings.config.metadata_created_by,
+        )
+
+    def _planned(self) -> Planned:
+        sampling = self.plan.sampling
+        return Planned(
+            self.plan.models.checkpoint.name, sampling.width, sampling.height, sampling.steps, len(self.plan.images)
+        )
+
+    def _batches(self) -> list[tuple[ImagePlan, ...]]:
+        """The pictures in batches that depend on nothing but the request, so that a new attempt splits them alike."""
+        sampling = self.plan.sampling
+        rows = rows_per_batch(
+            *latent_size(sampling.width, sampling.height),
+            self.bench.policy.device,
+            deterministic=self.bench.settings.deterministic or not SAMPLERS[sampling.sampler].rows_together,
+        )
+        return split_into_batches(self.plan.images, rows, lambda image: (image.loras, self._token_counts(image)))
+
+    def _token_counts(self, image: ImagePlan) -> tuple[int, int]:
+        """How long the embeddings of an image's prompts are; only equal ones share a batch."""
+        texts, count = image.texts, self.bench.conditioner.token_count
+        return count(texts.positive_texts), count(texts.negative_texts)
+
+    # -- draw ---------------------------------------------------------------------------------------------------
+
+    def _draw(self, batch: tuple[ImagePlan, ...]) -> Iterator[Event]:
+        """Draw one batch, from words to files."""
+        model = self.model
+        positive, negative = yield from self._condition(batch)
+        latents = yield from self._sample(batch, positive, negative)
+        if latents is not None:
+            yield from self._save(batch, self._decode(model, latents))
+
+    def _condition(
+        self, batch: tuple[ImagePlan, ...]
+    ) -> Generator[Event, None, tuple[Conditioning, Conditioning | None]]:
+        """Encode the prompts of a batch; no negative conditioning where guidance is off."""
+        guided = self.plan.sampling.guidance_scale != 1.0
+        positives, negatives = [], []
+        for image in batch:
+            number = image.index + 1
+            yield self.meter.stage(f"Encoding positive #{number} ...", image=number)
+            began = time.perf_counter()
+            positives.append(self._conditioning(image, is_positive=True))
+            if guided:
+                negatives.append(self._conditioning(image, is_positive=False))
+            self.seconds.model += time.perf_counter() - began
+        return stack_conditionings(positives), stack_conditionings(negatives) if guided else None
+
+    def _conditioning(self, image: ImagePlan, *, is_positive: bool) -> Conditioning:
+        sampling, texts = self.plan.sampling, image.texts
+        return self.bench.conditioner.condition(
+            self.model,
+            texts.positive_texts if is_positive else texts.negative_texts,
+            width=sampling.width // 8 * 8,
+            height=sampling.height // 8 * 8,
+            adm_scaler=sampling.adm.positive if is_positive else sampling.adm.negative,
+            clip_skip=self.plan.models.clip_skip,
+            pooled_texts=texts.positive_pooled if is_positive else texts.negative_pooled,
+        )
 
     def _sample(
-        self,
-        run: SamplingRun,
-        batch: tuple[ImagePlan, ...],
-        plan: Plan,
-        model: SdxlModel,
-        control: Control,
-        meter: ProgressMeter,
-        settled: set[int],
-    ) -> "Iterator[Event]":
-        """Step through the noise levels, telling of each step; the latents, or None when every image was skipped."""
-        preview = self._preview(model)
-        for step in run:
-            for _ in range(control.take_skips()):
-                dropped = next((image for image in batch if image.index not in settled), None)
-                if dropped is not None:
-                    settled.add(dropped.index)
-                    yield ImageSkipped(dropped.index)
-            shown = next((row for row, image in enumerate(batch) if image.index not in settled), None)
-            if shown is None:
+        self, batch: tuple[ImagePlan, ...], positive: Conditioning, negative: Conditioning | None
+    ) -> Generator[Event, None, Latents | None]:
+        """Step through the noise levels; the latents, or None when every image of the batch was skipped."""
+        sampling = self.plan.sampling
+        model_sampling = model_sampling_for(sampling.scheduler, self.model.facts.prediction)
+        denoiser = Denoiser(
+            self.model.unet,
+            model_sampling,
+            positive,
+            negative,
+            Guidance(sampling.guidance_scale, sampling.adaptive_guidance_scale, sampling.sharpness),
+            adm_end=sampling.adm.end,
+            check=self.control.check,
+        )
+        shape = (LATENT_CHANNELS, *latent_size(sampling.width, sampling.height))
+        with self._journal(batch, shape) as journal:
+            run = sample(
+                journal.wrap(denoiser),
+                RowNoise([image.seed for image in batch], shape, self.bench.policy.device),
+                sampler=sampling.sampler,
+                scheduler=sampling.scheduler,
+                steps=sampling.steps,
+                strength=sampling.strength,
+                model_sampling=model_sampling,
+            )
+            try:
+                while True:
+                    step = next(run)
+                    yield from self._drop_skipped(batch, denoiser)
+                    if self.settled.issuperset(image.index for image in batch):
+                        return None
+                    yield self._step_progress(step, batch)
+            except StopIteration as end:
+                latents: Latents = end.value
+                return latents
+            finally:
                 run.close()
-                return None
-            jpeg = preview_jpeg(preview(step.denoised[shown])) if plan.previews else None
-            yield meter.sampling(step.index + 1, image=batch[0].index + 1, batch=len(batch), preview=jpeg)
-        return run.latents
+                self.seconds.model += denoiser.model_seconds
+
+    def _journal(self, batch: tuple[ImagePlan, ...], shape: tuple[int, ...]) -> DenoisedJournal:
+        """The journal of a batch, with what an earlier attempt at the same task left in it."""
+        return DenoisedJournal(
+            self.bench.journal_folder / f"{self.record.task_id}-{batch[0].index}.denoised",
+            identity=repr((self.record.req_params, batch, self.plan.models, self.model.version)),
+            shape=(len(batch), *shape),
+        )
+
+    def _drop_skipped(self, batch: tuple[ImagePlan, ...], denoiser: Denoiser) -> Iterator[Event]:
+        """Drop the first unfinished image of the batch for each wish to skip; the others go on."""
+        for _ in range(self.control.take_skips()):
+            left = [image for image in batch if image.index not in self.settled]
+            if not left:
+                return
+            self.settled.add(left[0].index)
+            if len(left) > 1:
+                denoiser.drop(batch.index(left[0]))
+            yield ImageSkipped(left[0].index)
+
+    def _step_progress(self, step: SamplingStep, batch: tuple[ImagePlan, ...]) -> Event:
+        """Progress with a preview of the first image that is still wanted."""
+        row = next(row for row, image in enumerate(batch) if image.index not in self.settled)
+        preview = self.bench.preview_of(self.model)
+        jpeg = preview_jpeg(preview(step.denoised[row])) if self.plan.previews else None
+        return self.meter.sampling(step.index + 1, image=batch[0].index + 1, batch=len(batch), preview=jpeg)
+
+    def _decode(self, model: SdxlModel, latents: Latents) -> list[Image.Image]:
+        """Latents to pictures, with the checkpoint's VAE or the one that was asked for."""
+        chosen = self.plan.models.vae
+        vae = self.bench.store.vae(chosen.path, scaling_factor=model.facts.scaling_factor) if chosen else model.vae
+        began = time.perf_counter()
+        pictures = decode_latents(vae, latents, statistics=model.statistics)
+        self.seconds.model += time.perf_counter() - began
+        return pictures
+
+    # -- save ---------------------------------------------------------------------------------------------------
+
+    def _save(self, batch: tuple[ImagePlan, ...], pictures: list[Image.Image]) -> Iterator[Event]:
+        """Write the pictures that are still wanted."""
+        count = len(self.plan.images)
+        for image, picture in zip(batch, pictures, strict=True):
+            if image.index in self.settled:
+                continue
+            self.control.check()
+            number = image.index + 1
+            yield self.meter.stage(f"Saving image {number}/{count} to system ...", image=number)
+            self.pictures.append(picture)
+            self.settled.add(image.index)
+            yield self.writer.save(picture, image)
+
+    def _end(self) -> Finished | Skipped:
+        """Finished, or skipped when no picture came out of any attempt."""
+        if not self.pictures and not self.record.result:
+            return Skipped()
+        return Finished(self.seconds.model, self.seconds.total)

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from modules.control import Action, Control
-from modules.errors import EngineFailed, FocaleError, InvalidRequest, WorkerDied
+from modules.errors import EngineFailed, FocaleError, WorkerDied
 from modules.events import Event, Failed, is_final
 from modules.record import Record
 
@@ -82,6 +82,11 @@ class _Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class _CannotStart:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Ready:
     seconds: float
 
@@ -95,10 +100,10 @@ def failure_of(error: BaseException) -> Failed:
     return Failed(f"{type(error).__name__}: {error}", type(error).__name__)
 
 
-def events_of(workbench: Workbench, record: Record, control: Control) -> Iterator[Event]:
+def events_of(workbench: MakeWorkbench, record: Record, control: Control) -> Iterator[Event]:
     """Run a task and end its events with a failure if the run raises; the traceback goes to the log."""
     try:
-        yield from workbench.run(record, control)
+        yield from workbench().run(record, control)
     except Exception as error:  # the one place where a run's failure becomes an event
         logger.exception("Task %s failed in the worker", record.task_id)
         yield failure_of(error)
@@ -123,7 +128,12 @@ def serve_pipe(pipe: Connection, make_workbench: MakeWorkbench) -> None:
 
     threading.Thread(target=_hear, args=(pipe, inbox, controls), name="focale-wishes", daemon=True).start()
     began = time.perf_counter()
-    workbench = make_workbench()
+    try:
+        workbench = make_workbench()
+    except Exception as error:  # told as the reason of the death, since nothing can run
+        logger.exception("The worker cannot start")
+        send(_CannotStart(f"{type(error).__name__}: {error}"))
+        return
     try:
         workbench.warm_up()
     except Exception:  # a model that cannot be loaded is told by the task that needs it
@@ -136,7 +146,7 @@ def serve_pipe(pipe: Connection, make_workbench: MakeWorkbench) -> None:
             continue
         task_id = message.record.task_id
         control = controls.setdefault(task_id, Control())
-        for event in events_of(workbench, message.record, control):
+        for event in events_of(lambda: workbench, message.record, control):
             send(_Happened(task_id, event))
         controls.pop(task_id, None)
         send(_RunOver(task_id))
@@ -185,6 +195,7 @@ class ProcessEngine:
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._numbers = itertools.count(1)
         self._starting = asyncio.Lock()
+        self._reason = ""
         self.is_warm = False
 
     @property
@@ -258,7 +269,7 @@ class ProcessEngine:
         )
         process.start()
         theirs.close()
-        self._process, self._pipe, self.is_warm = process, ours, False
+        self._process, self._pipe, self.is_warm, self._reason = process, ours, False, ""
         threading.Thread(target=self._listen, args=(ours, process), name="focale-events", daemon=True).start()
 
     def _send(self, message: object) -> None:
@@ -299,12 +310,15 @@ class ProcessEngine:
             future = self._calls.get(message.number)
             if future is not None and not future.done():
                 future.set_exception(message.error) if message.error else future.set_result(message.value)
+        elif isinstance(message, _CannotStart):
+            self._reason = message.reason
         elif isinstance(message, _Ready):
             self.is_warm = True
             logger.info("The worker is ready after %.1f s", message.seconds)
 
     def _bury(self, exit_code: int | None) -> None:
-        death = WorkerDied(f"the worker process ended unexpectedly (exit code {exit_code})")
+        reason = self._reason or f"exit code {exit_code}"
+        death = WorkerDied(f"the worker process ended unexpectedly ({reason})")
         for inbox in self._runs.values():
             inbox.put_nowait(death)
         for future in self._calls.values():
@@ -333,7 +347,7 @@ class InlineEngine:
         inbox: asyncio.Queue[Event | None] = asyncio.Queue()
 
         def work() -> None:
-            for event in events_of(self._bench(), record, control):
+            for event in events_of(self._bench, record, control):
                 loop.call_soon_threadsafe(inbox.put_nowait, event)
             loop.call_soon_threadsafe(inbox.put_nowait, None)
 

@@ -164,6 +164,15 @@ class TextConditioner:
             torch.stack(pooled).sum(0) if pooled else torch.zeros_like(encodings[0].pooled_prompt_embeds),
         )
 
+    def token_count(self, texts: Sequence[str]) -> int:
+        """How many tokens the embeddings of several texts have together: 77 for each chunk of each text."""
+        return 77 * sum(
+            max(
+                len(self._chunks(text, "clip_l", CLIP_L_PADDING)), len(self._chunks(text, "clip_g", CLIP_G_PADDING))
+            )
+            for text in texts or ("",)
+        )
+
     def _encode_text(self, model: SdxlModel, text: str, clip_skip: int) -> TextEncoding:
         key = (model.version, text, clip_skip)
         if key in self._cache:

@@ -1,11 +1,13 @@
 """Latents: sizes, the empty start of text to image, and images encoded by the VAE."""
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
+Latents: TypeAlias = Tensor  # (B, 4, h, w) float32 in model space
 LATENT_CHANNELS = 4
 LATENT_SCALE = 8  # pixels per latent, each way
 
