@@ -251,6 +251,18 @@ class History:
         if wanted.source is not None:
             yield [self._index.by_source[wanted.source]] if wanted.source in self._index.by_source else []
 
+    def each(self) -> Iterator[Record]:
+        """Every record, oldest first, read a few at a time; those removed meanwhile are left out."""
+        last = 0
+        while True:
+            with self.storage.state_lock:
+                ids = self._index.ids.between(last + 1, LARGEST)[:_READ_AT_ONCE]
+                records = self._read(ids)
+            if not ids:
+                return
+            yield from records
+            last = ids[-1]
+
     def unfinished(self) -> list[Record]:
         """Waiting and running tasks, oldest first: what a restarted server has to take up again."""
         with self.storage.state_lock:
@@ -311,7 +323,8 @@ def _document(record: Record) -> dict[str, Any]:
 
 def _record(document: Mapping[str, Any], doc_id: int) -> Record | None:
     try:
-        return Record.model_validate({**document, "id": doc_id})
+        fields = {name: value for name, value in document.items() if value is not None}
+        return Record.model_validate(fields | {"id": doc_id})
     except ValidationError as error:
         logger.error("Document %d of the history is no record: %s", doc_id, error)
         return None

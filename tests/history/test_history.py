@@ -238,6 +238,11 @@ def test_a_refused_write_leaves_records_and_indexes_as_they_were(
     assert history.add(record(2)).id > 1
 
 
+def test_a_number_that_json_lacks_does_not_make_a_record_unreadable(history: History) -> None:
+    history.add(record(1, progress=float("nan")))
+    assert history.get(task(1)).progress == -1
+
+
 def test_one_folder_has_one_writer_and_any_readers(tmp_path: Path) -> None:
     with History(tmp_path) as writer:
         writer.add(record(1))
