@@ -20,7 +20,6 @@ logger = logging.getLogger("focale")
 def main(argv: Sequence[str]) -> int:
     """Serve, or run one command; returns the exit code."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if argv[:1] == ["generate"]:
         from modules.command_line import main as generate
 
@@ -44,6 +43,7 @@ def _serve(argv: Sequence[str]) -> int:
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         settings.prepare()
         settings.log()
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # libraries never fetch by themselves; settings are read by now
         return _run(settings, loaded.extensions)
     except FocaleError as error:
         sys.stderr.write(f"{error}\n")

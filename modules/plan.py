@@ -3,8 +3,8 @@
 What a performance mode fixes, which overwrite wins, which file stands in for a missing default: all decided here.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from modules.choices import (
@@ -222,8 +222,10 @@ def make_plan(
         max_loras=resources.max_loras,
         wildcards_in_order=request.read_wildcards_in_order,
     )
+    sources = _prompt_sources(resources, mode_loras)
     images = tuple(
-        _image_plan(index, request, task, resources, mode_loras, notices) for index in range(request.image_number)
+        _image_plan(index, request, task, sources, resources, mode_loras, notices)
+        for index in range(request.image_number)
     )
     return Plan(
         models=models,
@@ -369,16 +371,24 @@ def _performance_loras(
     return (LoraChoice(facts.lora, facts.lora_weight),)
 
 
+def _prompt_sources(resources: PlanResources, mode_loras: Iterable[LoraChoice]) -> PromptSources:
+    """What prompts may use; the LoRA of the performance mode is hidden, so that no tag merges it twice."""
+    hidden = {choice.file for choice in mode_loras}
+    visible = {stem: file for stem, file in resources.prompts.lora_files.items() if file not in hidden}
+    return replace(resources.prompts, lora_files=visible)
+
+
 def _image_plan(
     index: int,
     request: GenerationRequest,
     task: PromptTask,
+    sources: PromptSources,
     resources: PlanResources,
-    mode_loras: Iterable[LoraChoice],
+    mode_loras: Sequence[LoraChoice],
     notices: list[str],
 ) -> ImagePlan:
     seed = image_seed(request, index)
-    texts = prepare_image_prompt(task, resources.prompts, index=index, seed=seed)
+    texts = prepare_image_prompt(task, sources, index=index, seed=seed)
     notices.extend(f"There is no LoRA called {name!r}; its tag had no effect." for name in texts.unknown_loras)
     loras = tuple(
         LoraFile(choice.file, path, choice.weight)

@@ -113,7 +113,7 @@ class ResultWriter:
             full_prompt=texts.positive_texts,
             full_negative_prompt=texts.negative_texts,
             created_by=self.created_by,
-            request=to_params(self.request),
+            request=to_params(self.request.changed(webhook_url="")),  # files are shared; a hook may hold a secret
         )
 
     def _hash(self, path: Path) -> str:
