@@ -151,11 +151,10 @@ def _prune(folder: Path, asked: argparse.Namespace) -> int:
     before = None if asked.older_than is None else time.time_ns() // 1_000_000 - asked.older_than * _DAY_MS
     with History(folder) as history:
         gone = history.prune(keep=asked.keep, before_mills=before, max_bytes=asked.max_bytes)
-        history.storage.compact()
-    deleted = 0
-    if asked.pictures:
-        deleted = sum(delete_picture(folder, path) for record in gone for path in record.result)
-    sys.stdout.write(f"{len(gone)} records and {deleted} pictures were removed.\n")
+        paths = [path for record in gone for path in record.result] if asked.pictures else []
+        deleted = sum(delete_picture(folder, path) for path in paths)
+        sys.stdout.write(f"{len(gone)} records and {deleted} pictures were removed.\n")
+        history.storage.compact()  # last, for a full disk may have room for it only now
     return 0
 
 

@@ -26,13 +26,17 @@ class LogFile:
     def __init__(self, path: Path, *, writable: bool) -> None:
         """Open `path`, which must exist. Raises OSError."""
         self.path = path
-        self._reader = os.open(path, os.O_RDONLY | _BINARY)
-        try:
-            self._writer = os.open(path, os.O_WRONLY | os.O_APPEND | _BINARY) if writable else -1
-        except OSError:
-            os.close(self._reader)
-            raise
+        self._reader = self._writer = -1
+        self._open(writable=writable)
         self.size = os.fstat(self._reader).st_size
+
+    def _open(self, *, writable: bool) -> None:
+        self._reader = os.open(self.path, os.O_RDONLY | _BINARY)
+        try:
+            self._writer = os.open(self.path, os.O_WRONLY | os.O_APPEND | _BINARY) if writable else -1
+        except OSError:
+            self.close()
+            raise
 
     def append(self, data: bytes) -> None:
         """Put `data` behind the last byte with one write; the caller truncates after an OSError.
@@ -64,7 +68,7 @@ class LogFile:
         """Replace `other` in the folder and give the file to use from now on; `other` is closed.
 
         Raises:
-            OSError: the names stay as they were, and `other` stays in use on POSIX.
+            OSError: the names stay as they were, and `other` stays in use.
         """
         if not _WINDOWS:
             os.replace(self.path, other.path)
@@ -73,7 +77,11 @@ class LogFile:
             return self
         self.close()  # Windows renames no open file
         other.close()
-        os.replace(self.path, other.path)
+        try:
+            os.replace(self.path, other.path)
+        except OSError:  # a virus scanner may hold it for a moment; the next compaction tries again
+            other._open(writable=True)
+            raise
         return LogFile(other.path, writable=True)
 
     def close(self) -> None:

@@ -356,6 +356,7 @@ class LogStorage(Storage):
                 finally:
                     if fresh is not self._file:
                         fresh.close()
+                        temporary.unlink(missing_ok=True)
             except OSError as error:
                 raise _storage_full(self.path, error) from error
             except FrameDamaged as error:
@@ -373,7 +374,7 @@ class LogStorage(Storage):
         with open(self.path, "rb", buffering=_SIP) as lines:
             while offset < end:
                 line = lines.readline()
-                if offset not in known:
+                if offset not in known or not line:
                     prove(line)
                 offset += len(line)
 

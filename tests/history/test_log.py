@@ -1,11 +1,13 @@
 """The log beneath TinyDB: frames, torn tails, damage, failing disks, compaction, locking."""
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tinydb import Query, TinyDB, where
@@ -209,6 +211,42 @@ def test_a_full_disk_does_not_hinder_opening_with_a_torn_tail(path: Path, disk: 
         assert {d.doc_id: dict(d) for d in db.table("t")} == written
 
 
+class WindowsOs:
+    """Stands in for `os` in the files module and lacks what Windows lacks."""
+
+    def __getattr__(self, name: str) -> object:
+        if name in ("pread", "fdatasync"):
+            raise AttributeError(name)
+        return getattr(os, name)
+
+
+def lock_byte(descriptor: int, _mode: int, _count: int) -> None:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_the_log_works_with_what_windows_offers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history_files, "_WINDOWS", True)
+    monkeypatch.setattr(history_files, "os", WindowsOs())
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(locking=lock_byte, LK_NBLCK=2))
+    written = fill(path, 5)
+    with LogDB(path) as db:
+        with pytest.raises(HistoryLocked):
+            LogDB(path)
+        db.storage.compact()
+        assert db.table("t").get(doc_id=3) == written[3]
+        db.table("t").remove(doc_ids=[1])
+        monkeypatch.setattr(os, "replace", refuse_to_replace)
+        with pytest.raises(StorageFull):
+            db.storage.compact()
+        db.table("t").remove(doc_ids=[2])
+    del written[1], written[2]
+    assert contents(path) == written
+
+
+def refuse_to_replace(_: Path, __: Path) -> None:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def test_a_second_writer_is_told_who_holds_the_log(path: Path) -> None:
     with LogDB(path):
         with pytest.raises(HistoryLocked, match=f"process {os.getpid()}"):
@@ -298,6 +336,7 @@ def test_a_failed_compaction_changes_nothing(path: Path, disk: FailingOs, call: 
             db.storage.compact()
         disk.failing = {}
         assert path.read_bytes() == content
+        assert not path.with_name("h.log.tmp").exists(), "a full disk stays full"
         db.table("t").insert({"n": 4})
         db.storage.compact()
     assert contents(path) == {**written, 4: {"n": 4}}
