@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,16 @@ Increment = NDArray[np.float32]
 
 TOLERANCE_DIGITS = 6
 REMEMBERED_NODES = 48
+
+
+class _Node(NamedTuple):
+    """The increment over [start, end], the key-th of the intervals after `depth` halvings."""
+
+    key: int
+    depth: int
+    start: float
+    end: float
+    increment: Increment
 
 
 class BrownianTree:
@@ -51,31 +61,31 @@ class BrownianTree:
         low, high = (min(max(_rounded(t), self._start), self._end) for t in (a, b))
         if low == high:
             return torch.zeros(self._shape)
-        parts = self._pieces(0, 0, self._start, self._end, self._whole, low, high)
-        total = next(parts).copy()
-        for part in parts:
-            total += part
+        pieces: list[Increment] = []
+        self._collect(pieces, _Node(0, 0, self._start, self._end, self._whole), low, high)
+        total = pieces[0].copy()
+        for piece in pieces[1:]:
+            total += piece
         return torch.from_numpy(total)
 
-    def _pieces(
-        self, key: int, depth: int, start: float, end: float, increment: Increment, a: float, b: float
-    ) -> Iterator[Increment]:
-        """Increments of the dyadic pieces that make up [a, b] inside the node [start, end], in order."""
-        if a == start and b == end:
-            yield increment
-            return
-        middle = _rounded(0.5 * (end + start))
-        left = self._left_increment(key, depth, start, middle, end, increment)
-        if a < middle:
-            yield from self._pieces(2 * key, depth + 1, start, middle, left, a, min(b, middle))
-        if b > middle:
-            right = increment - left
-            yield from self._pieces(2 * key + 1, depth + 1, middle, end, right, max(a, middle), b)
+    def _collect(self, pieces: list[Increment], node: _Node, a: float, b: float) -> None:
+        """Append, in order, the increments of the dyadic pieces that make up [a, b] inside `node`."""
+        while not (a == node.start and b == node.end):
+            key, depth, start, end, increment = node
+            middle = _rounded(0.5 * (end + start))
+            left = self._left_increment(node, middle)
+            if a < middle:
+                node = _Node(2 * key, depth + 1, start, middle, left)
+                if b <= middle:
+                    continue
+                self._collect(pieces, node, a, middle)
+                a = middle
+            node = _Node(2 * key + 1, depth + 1, middle, end, increment - left)
+        pieces.append(node.increment)
 
-    def _left_increment(
-        self, key: int, depth: int, start: float, middle: float, end: float, increment: Increment
-    ) -> Increment:
+    def _left_increment(self, node: _Node, middle: float) -> Increment:
         """Increment over [start, middle], given the one over [start, end]: a Brownian bridge's value."""
+        key, depth, start, end, increment = node
         remembered = self._nodes.get((key, depth))
         if remembered is not None:
             self._nodes.move_to_end((key, depth))

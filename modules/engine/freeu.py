@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class FreeUFactors(Protocol):
     """The four factors; 1 changes nothing.
 
-    b1, b2: on backbone features of 4 and of 2 times the network's first width, 0 to 2.
+    b1, b2: on backbone features of the network's largest and of its second largest width, 0 to 2; of
+        Stable Diffusion's networks these are 4 and 2 times the first width.
     s1, s2: on the low frequencies of the skip connections that meet them, 0 to 4.
     """
 
@@ -62,8 +63,7 @@ def freeu(unet: UNet2DConditionModel, factors: FreeUFactors) -> Iterator[None]:
         unet: a `UNet2DConditionModel`; it finds the layers by their widths, of any size.
         factors: factors of 1 leave their part of the network untouched.
     """
-    first = unet.config["block_out_channels"][0]
-    by_width = {4 * first: (factors.b1, factors.s1), 2 * first: (factors.b2, factors.s2)}
+    by_width = dict(zip(_two_widest(unet), ((factors.b1, factors.s1), (factors.b2, factors.s2)), strict=False))
     hooks = []
     try:
         for resnet, width in _up_resnets(unet):
@@ -125,6 +125,10 @@ def _low_frequencies(height: int, width: int, device: torch.device) -> Tensor:
             phase = 2 * math.pi * (row_bin * rows + column_bin * columns)
             waves += [phase.cos()] if row_bin == column_bin == 0 else [phase.cos(), phase.sin()]
     return (torch.stack(waves).flatten(1) / math.sqrt(height * width)).float().to(device)
+
+
+def _two_widest(unet: UNet2DConditionModel) -> list[int]:
+    return sorted(set(unet.config["block_out_channels"]), reverse=True)[:2]
 
 
 def _up_resnets(unet: UNet2DConditionModel) -> Iterator[tuple[nn.Module, int]]:

@@ -124,15 +124,17 @@ class DiscreteSampling(ModelSampling):
     stride: int = 1
     offset: int = 0
     log_sigmas: Tensor = field(init=False, repr=False)
+    exact_log_sigmas: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "log_sigmas", self.sigmas.log())
+        object.__setattr__(self, "exact_log_sigmas", self.sigmas.double().log())
 
     def sigma_to_timestep(self, sigma: float | Tensor) -> Tensor:
         """The timestep whose level is nearest in ln σ; never interpolated, int64."""
         # float64: in float32 the half-way levels of sgm_uniform are ties that the CPU's vector width decides.
         log_sigma = torch.as_tensor(sigma, dtype=torch.float64, device=self.sigmas.device).log()
-        distance = log_sigma - self.sigmas.double().log().view(-1, *[1] * log_sigma.ndim)
+        distance = log_sigma - self.exact_log_sigmas.view(-1, *[1] * log_sigma.ndim)
         return distance.abs().argmin(dim=0) * self.stride + self.offset
 
     def timestep_to_sigma(self, timestep: float | Tensor) -> Tensor:

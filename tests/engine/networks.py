@@ -11,15 +11,17 @@ from modules.engine.condition import Conditioning
 TEXT_WIDTH, POOLED_WIDTH = 16, 8
 
 
-def tiny_unet(seed: int = 0, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
-    """A UNet of SDXL's shape with a first width of 16; (B, 4, h, w) like any other."""
+def tiny_unet(
+    seed: int = 0, dtype: torch.dtype = torch.float32, widths: tuple[int, ...] = (16, 32, 64)
+) -> UNet2DConditionModel:
+    """A UNet of SDXL's shape with narrow layers; (B, 4, h, w) like any other."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(
             sample_size=16,
             in_channels=4,
             out_channels=4,
-            block_out_channels=(16, 32, 64),
+            block_out_channels=widths,
             layers_per_block=2,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),

@@ -107,6 +107,13 @@ def test_width_classes_of_sdxl(call: CallUNet, factors: Factors, layers: set[str
     assert hooked == layers
 
 
+def test_widths_are_the_two_largest_of_any_network() -> None:
+    unet = tiny_unet(widths=(16, 32, 48))
+    with freeu(unet, Factors()):
+        hooked = sum(1 for module in unet.modules() if module._forward_pre_hooks)
+    assert hooked == 7
+
+
 def test_equals_a_network_that_does_it_inside(call: CallUNet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside the same arithmetic put where up blocks join their features."""
     factors = Factors(1.3, 1.4, 0.9, 0.2)
