@@ -1,6 +1,7 @@
 """Puts the routes of the API into one application."""
 
 from fastapi import APIRouter, FastAPI, Request, Response
+from starlette.requests import ClientDisconnect
 
 from extensions.rest_api import catalogue, docs, generate, health, legacy, stored, tasks, tools
 from extensions.rest_api.api import Api
@@ -31,6 +32,7 @@ def build_app(api: Api) -> FastAPI:
     docs.install_schema(app, api.request_model)
     install_error_handlers(app)
     app.add_exception_handler(ClientGone, _nobody_left)
+    app.add_exception_handler(ClientDisconnect, _nobody_left)
     app.add_middleware(CountRequests, metrics=api.metrics)
     app.router.redirect_slashes = False
     app.state.segments = frozenset(
