@@ -63,23 +63,31 @@ class Schedule:
         return rate
 
 
+def is_inner_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether Muon suits it: matrices and convolutions, but no embeddings and no first or last convolution."""
+    outer = ("embed", "conv_in", "conv_out")
+    return parameter.ndim >= 2 and not any(part in name for part in outer)
+
+
 class Optimizer:
     """Steps float32 parameters by Muon (inner matrices and convolutions) and AdamW (everything else).
 
     Args:
         parameters: (name, parameter) of everything trained; all processes give the same order.
-        muon_ratio: Muon's learning rate over AdamW's.
+        muon_ratio: Muon's learning rate over AdamW's; None leaves everything to AdamW.
     """
 
     def __init__(
-        self, parameters: Iterable[tuple[str, nn.Parameter]], *, weight_decay: float = 0.01, muon_ratio: float = 2.0
+        self,
+        parameters: Iterable[tuple[str, nn.Parameter]],
+        *,
+        weight_decay: float = 0.01,
+        muon_ratio: float | None = 2.0,
     ) -> None:
         named = list(parameters)
         self.parameters = [parameter for _, parameter in named]
         self._weight_decay, self._muon_ratio = weight_decay, muon_ratio
-        inner = [
-            p.ndim >= 2 and not any(part in name for part in ("embed", "conv_in", "conv_out")) for name, p in named
-        ]
+        inner = [muon_ratio is not None and is_inner_matrix(name, parameter) for name, parameter in named]
         self._matrices = [p for p, is_inner in zip(self.parameters, inner, strict=True) if is_inner]
         others = [p for p, is_inner in zip(self.parameters, inner, strict=True) if not is_inner]
         self._momenta = [torch.zeros_like(p) for p in self._matrices]
@@ -106,7 +114,8 @@ class Optimizer:
         for group in self._adamw.param_groups:
             group["lr"] = rate
         self._adamw.step()
-        self._muon_step(rate * self._muon_ratio)
+        if self._muon_ratio is not None:
+            self._muon_step(rate * self._muon_ratio)
         for parameter in self.parameters:
             parameter.grad = None
         return float(norm)

@@ -58,13 +58,16 @@ class Run:
         folder: where the checkpoint lies.
         network: everything trained and everything frozen; only trained weights are stored.
         minutes: wall time after which `going` ends.
+        muon_ratio: as for Optimizer.
     """
 
-    def __init__(self, folder: Path, network: nn.Module, *, minutes: float = float("inf")) -> None:
+    def __init__(
+        self, folder: Path, network: nn.Module, *, minutes: float = float("inf"), muon_ratio: float | None = 2.0
+    ) -> None:
         self.folder, self.network = folder, network
         self.names = [name for name, p in network.named_parameters() if p.requires_grad]
         self.parameters = [p for p in network.parameters() if p.requires_grad]
-        self.optimizer = Optimizer(zip(self.names, self.parameters, strict=True))
+        self.optimizer = Optimizer(zip(self.names, self.parameters, strict=True), muon_ratio=muon_ratio)
         self.average = MovingAverage(self.parameters)
         self.samples, self.steps = 0, 0
         self._ends = time.monotonic() + 60 * minutes

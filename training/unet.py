@@ -16,7 +16,15 @@ from training.art import ArtSet, load_art
 from training.captions import caption, filler_words
 from training.curriculum import Curriculum
 from training.latents import LatentCache, load_cache
-from training.nets import DOWNSCALE, TRAIN_STEPS, alphas_cumprod, load_token_tables, new_text_towers, new_unet
+from training.nets import (
+    DOWNSCALE,
+    NATIVE_PX,
+    TRAIN_STEPS,
+    alphas_cumprod,
+    load_token_tables,
+    new_text_towers,
+    new_unet,
+)
 from training.optim import Schedule, rank, world_size
 from training.prompts import CHUNK, Encoding, PromptEncoder, consistent_time_ids, joined, scaled_time_ids
 from training.runs import Run, averaged_weights, in_processes, seeded
@@ -119,13 +127,19 @@ def load_buckets(
 
 
 def bucket_weights(buckets: list[Bucket], small_share: float) -> list[float]:
-    """Probability of each bucket: `small_share` for pictures under 128 px, the square ones most of the rest."""
-    small = [max(bucket.size_px) < 128 for bucket in buckets]
-    square = [bucket.size_px[0] == bucket.size_px[1] for bucket in buckets]
-    raw = [
-        small_share if is_small else (1 - small_share) * (0.8 if is_square else 0.05)
-        for is_small, is_square in zip(small, square, strict=True)
-    ]
+    """Probability of each bucket: `small_share` for pictures under 128 px, the square ones most of the rest.
+
+    Raises:
+        ValueError: only sizes are cached that the share leaves out.
+    """
+    raw = []
+    for bucket in buckets:
+        height, width = bucket.size_px
+        large = (1 - small_share) * (0.8 if height == width else 0.05)
+        raw.append(small_share if max(height, width) < NATIVE_PX else large)
+    if not any(raw):
+        sizes = [bucket.size_px for bucket in buckets]
+        raise ValueError(f"small share {small_share} leaves nothing to train on: the cached sizes are {sizes}")
     return [weight / sum(raw) for weight in raw]
 
 

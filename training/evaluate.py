@@ -1,0 +1,204 @@
+"""Scores a checkpoint with the judge: concepts, styles, background colours, unseen words, two objects.
+
+Run: `python -m training.evaluate --weights models/embedded/focale-tiny.safetensors --vocabulary models/tokenizer`.
+"""
+
+import argparse
+import json
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training.art import TRAINING_STYLES, ArtSet, load_art
+from training.curriculum import everyday_labels
+from training.generate import Family, contact_sheet, draw, load_family
+from training.judge import Judge, concept_order, load_judge, report
+from training.pictures import COLOURS
+from training.stages import StateFolder, stage_parser, start_logging
+
+logger = logging.getLogger(__name__)
+
+BATCH = 16
+# Words in no label and no tag, with the concepts that count as right.
+UNSEEN_WORDS: dict[str, tuple[str, ...]] = {
+    "cheeseburger": ("hamburger",),
+    "canine": ("dog face", "dog", "fox", "wolf"),
+    "missile": ("rocket",),
+    "cottage": ("house", "house with garden", "hut"),
+    "sedan": ("automobile", "oncoming automobile"),
+    "parasol": ("umbrella", "umbrella on ground", "umbrella with rain drops"),
+    "daisy": ("blossom", "sunflower", "white flower"),
+    "feline": ("cat", "cat face", "black cat"),
+    "jetliner": ("airplane", "small airplane"),
+    "blaze": ("fire",),
+}
+PAIRS = (("red apple", "cat face"), ("rocket", "full moon"), ("dog face", "soccer ball"), ("pizza", "red heart"))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Shares of pictures, 0–1; NaN where nothing was drawn for it."""
+
+    top1: float
+    top5: float
+    everyday_top1: float
+    everyday_top5: float
+    styles_told_apart: float
+    background: float
+    unseen_top5: float
+    pairs_both_in_top5: float
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How pictures are drawn for all measures."""
+
+    steps: int
+    guidance_scale: float
+
+    def pictures(self, family: Family, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        """(B, 3, 128, 128) pixels in −1…1."""
+        parts = [
+            draw(
+                family,
+                prompts[start : start + BATCH],
+                seeds[start : start + BATCH],
+                steps=self.steps,
+                guidance_scale=self.guidance_scale,
+            )
+            for start in range(0, len(prompts), BATCH)
+        ]
+        return torch.cat(parts)
+
+
+def nearest_colour(pixels: Tensor) -> list[str]:
+    """Name of the background of each picture: the colour nearest to the median of its border, or "white"."""
+    border = torch.cat([pixels[:, :, :6].flatten(2), pixels[:, :, -6:].flatten(2), pixels[..., :6].flatten(2)], dim=-1)
+    medians = (border.median(-1).values + 1) * 127.5
+    names = ["white", *COLOURS]
+    palette = torch.tensor([(255, 255, 255), *COLOURS.values()], dtype=torch.float32)
+    return [names[int(i)] for i in torch.cdist(medians, palette).argmin(1)]
+
+
+def _share(hits: Sequence[bool]) -> float:
+    return sum(hits) / len(hits) if hits else float("nan")
+
+
+def evaluate(
+    family: Family, judge: Judge, art: ArtSet, *, drawing: Drawing, per_concept: int, limit: int | None, seed: int = 0
+) -> tuple[Scores, dict[str, Tensor]]:
+    """Scores and the pictures behind them, by measure.
+
+    Args:
+        per_concept: pictures of each concept; picture k has seed k and style k modulo 3.
+        limit: a seeded sample of this many core concepts; None takes all.
+    """
+    order = concept_order(art, judge.concepts.out_features)
+    rng = random.Random(seed)
+    chosen = order if limit is None else sorted(rng.sample(order, min(limit, len(order))))
+    rows = [(concept, number) for concept in chosen for number in range(per_concept)]
+    styles = [TRAINING_STYLES[number % len(TRAINING_STYLES)] for _, number in rows]
+    prompts = [f"{art.concepts[c].label}, {style} style" for (c, _), style in zip(rows, styles, strict=True)]
+    pixels = drawing.pictures(family, prompts, [number for _, number in rows])
+    place = {concept: position for position, concept in enumerate(order)}
+    wanted = torch.tensor([place[concept] for concept, _ in rows])
+    with torch.inference_mode():
+        verdict = judge(pixels)
+    hits = verdict.concepts.topk(min(5, len(order))).indices == wanted[:, None]
+    first, five = hits[:, 0].tolist(), hits.any(1).tolist()
+    everyday = [art.concepts[concept].label in everyday_labels() for concept, _ in rows]
+    told = [TRAINING_STYLES[int(i)] == style for i, style in zip(verdict.styles.argmax(1), styles, strict=True)]
+    colours, on_colours = _colour_pictures(family, art, chosen, drawing, rng)
+    unseen, right = _unseen_pictures(family, judge, art, order, drawing)
+    pairs, both = _pair_pictures(family, judge, art, order, drawing)
+    scores = Scores(
+        top1=_share(first),
+        top5=_share(five),
+        everyday_top1=_share([hit for hit, known in zip(first, everyday, strict=True) if known]),
+        everyday_top5=_share([hit for hit, known in zip(five, everyday, strict=True) if known]),
+        styles_told_apart=_share(told),
+        background=_share(on_colours),
+        unseen_top5=_share(right),
+        pairs_both_in_top5=_share(both),
+    )
+    return scores, {"concepts": pixels, "backgrounds": colours, "unseen": unseen, "pairs": pairs}
+
+
+def _colour_pictures(
+    family: Family, art: ArtSet, concepts: Sequence[int], drawing: Drawing, rng: random.Random
+) -> tuple[Tensor, list[bool]]:
+    names = list(COLOURS)
+    prompts = [f"{art.concepts[rng.choice(concepts)].label}, {name} background" for name in names]
+    pixels = drawing.pictures(family, prompts, list(range(len(names))))
+    return pixels, [seen == name for seen, name in zip(nearest_colour(pixels), names, strict=True)]
+
+
+def _labels_seen(judge: Judge, art: ArtSet, order: Sequence[int], pixels: Tensor) -> list[set[str]]:
+    with torch.inference_mode():
+        best = judge(pixels).concepts.topk(min(5, len(order))).indices
+    return [{art.concepts[order[int(i)]].label for i in row} for row in best]
+
+
+def _unseen_pictures(
+    family: Family, judge: Judge, art: ArtSet, order: Sequence[int], drawing: Drawing
+) -> tuple[Tensor, list[bool]]:
+    pixels = drawing.pictures(family, [f"a {word}" for word in UNSEEN_WORDS], [0] * len(UNSEEN_WORDS))
+    seen = _labels_seen(judge, art, order, pixels)
+    return pixels, [bool(labels & set(right)) for labels, right in zip(seen, UNSEEN_WORDS.values(), strict=True)]
+
+
+def _pair_pictures(
+    family: Family, judge: Judge, art: ArtSet, order: Sequence[int], drawing: Drawing
+) -> tuple[Tensor, list[bool]]:
+    pixels = drawing.pictures(family, [f"a {one} next to a {other}" for one, other in PAIRS], [0] * len(PAIRS))
+    return pixels, [
+        set(pair) <= labels for labels, pair in zip(_labels_seen(judge, art, order, pixels), PAIRS, strict=True)
+    ]
+
+
+def main() -> None:
+    """Log the table; write the contact sheets and scores.json."""
+    start_logging()
+    torch.set_num_threads(1)
+    parser = stage_parser(__doc__)
+    parser.add_argument("--weights", type=Path, required=True, help="checkpoint to score")
+    parser.add_argument("--vocabulary", type=Path, required=True, help="folder with vocab.json and merges.txt")
+    parser.add_argument("--per-concept", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--guidance-scale", type=float, default=4.0)
+    parser.add_argument("--output", type=Path, default=None, help="folder for the sheets; default: evaluation/NAME")
+    run(parser.parse_args())
+
+
+def run(arguments: argparse.Namespace) -> Scores:
+    """Evaluate as the command line says."""
+    state = StateFolder(arguments.state)
+    art = load_art(state.file("art"))
+    judge = load_judge(state.file("judge.safetensors"))
+    report(judge, art)
+    scores, pictures = evaluate(
+        load_family(arguments.weights, arguments.vocabulary),
+        judge,
+        art,
+        drawing=Drawing(arguments.steps, arguments.guidance_scale),
+        per_concept=arguments.per_concept,
+        limit=arguments.concepts,
+        seed=arguments.seed,
+    )
+    folder: Path = arguments.output or state.file("evaluation", arguments.weights.stem)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, pixels in pictures.items():
+        contact_sheet(pixels[:256], columns=16).save(folder / f"{name}.png")
+    (folder / "scores.json").write_text(json.dumps(asdict(scores), indent=1), encoding="utf-8")
+    for name, value in asdict(scores).items():
+        logger.info("%-20s %.1f %%", name, 100 * value)
+    return scores
+
+
+if __name__ == "__main__":
+    main()
