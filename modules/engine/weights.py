@@ -101,7 +101,7 @@ class UNetShape:
 class CheckpointFacts:
     """What the header of a checkpoint tells before any tensor is read.
 
-    prediction: what the UNet predicts, "epsilon" or "v".
+    prediction: what the UNet predicts, "epsilon" or "v_prediction".
     native_size: side in pixels of the pictures it was trained on.
     pooled_width: width of the pooled text vector; 0 where the UNet takes none.
     time_id_width: sinusoid width of each number in `time_ids`; 0 where the UNet takes none.
@@ -109,7 +109,7 @@ class CheckpointFacts:
 
     architecture: Architecture
     unet: UNetShape
-    prediction: Literal["epsilon", "v"]
+    prediction: Literal["epsilon", "v_prediction"]
     native_size: int
     scaling_factor: float
     latent_rgb: LatentRgb
@@ -134,7 +134,7 @@ def recognise(file: TensorFile) -> CheckpointFacts:
     return CheckpointFacts(
         architecture=architecture,
         unet=shape,
-        prediction="v" if "v_pred" in file.shapes else "epsilon",
+        prediction="v_prediction" if "v_pred" in file.shapes else "epsilon",
         native_size=int(metadata.get("focale.native_size", 512 if sd15_latents else 1024)),
         scaling_factor=SD15_SCALING_FACTOR if sd15_latents else SDXL_SCALING_FACTOR,
         latent_rgb=_latent_rgb(rgb) if rgb else LatentRgb(SD15_LATENT_RGB if sd15_latents else SDXL_LATENT_RGB),

@@ -146,7 +146,7 @@ def test_embedded_model_tells_what_its_shapes_cannot() -> None:
 def test_key_v_pred_means_v_prediction(tmp_path: Path) -> None:
     save_file(tiny_tensors() | {"v_pred": torch.zeros(0)}, tmp_path / "v.safetensors")
 
-    assert recognise(open_tensor_file(tmp_path / "v.safetensors")).prediction == "v"
+    assert recognise(open_tensor_file(tmp_path / "v.safetensors")).prediction == "v_prediction"
 
 
 def test_shards_are_one_checkpoint(tmp_path: Path, folder: Path) -> None:
