@@ -218,7 +218,7 @@ class Gate:
         bearer = visit.header(b"authorization")
         given = [visit.header(b"x-api-key"), bearer[7:].strip() if bearer[:7].lower() == "bearer " else ""]
         for key in filter(None, given):
-            if (known := self._known(key)) is not None:
+            if (known := self._known(key.encode("latin-1"))) is not None:  # the bytes that were sent
                 return known, True
         cookie = _cookie(visit.header(b"cookie"), COOKIE) if self._cookie_counts(visit) else ""
         if cookie and (known := session_key(self._rules.secret, cookie, self._rules.keys)) is not None:
@@ -233,11 +233,11 @@ class Gate:
             return True
         return visit.header(b"sec-fetch-mode") == "navigate" and self._is_linkable(visit)
 
-    def _known(self, key: str) -> str | None:
-        """The configured key equal to `key`; compares with every one, in constant time."""
+    def _known(self, key: bytes) -> str | None:
+        """The configured key whose UTF-8 bytes are `key`; compares with every one, in constant time."""
         found = None
         for known in self._rules.keys:
-            if hmac.compare_digest(known.encode(), key.encode("utf-8", "surrogatepass")):
+            if hmac.compare_digest(known.encode(), key):
                 found = known
         return found
 
@@ -255,7 +255,7 @@ class Gate:
             await visit.refuse(413, "Content Too Large")
             return
         form = parse_qs(body.decode("utf-8", "replace"), max_num_fields=10)
-        key = self._known(form.get("key", [""])[0].strip())
+        key = self._known(form.get("key", [""])[0].strip().encode("utf-8", "replace"))
         if key is None:
             if wait_s := self._failures.take(visit.client):
                 page = _login_page(target, f"Too many wrong keys. Try again in {wait_s} seconds.")
