@@ -90,7 +90,7 @@ class Metrics:
 
     def _measure_step(self, task_id: str, event: Progress) -> None:
         now_s, last = self._clock_s(), self._last_step
-        if last and last.task_id == task_id and event.step == last.step + 1:
+        if last and last.step and last.task_id == task_id and event.step == last.step + 1:
             self._step_s.observe(now_s - last.at_s)
         self._last_step = _Step(task_id, event.step, now_s)
 
