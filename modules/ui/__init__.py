@@ -1,0 +1,1 @@
+"""The page: Fooocus' layout on Gradio, made from the parameter declarations; it only translates in and out."""

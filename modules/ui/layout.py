@@ -1,0 +1,212 @@
+"""Where everything stands on the page: Fooocus' two columns, made with Gradio."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import gradio as gr
+
+from modules.config import Config
+from modules.ui import markup
+from modules.ui.controls import Controls
+from modules.ui.labels import aspect_label
+
+STYLES_SEARCH = "🔎 Type here to search styles ..."
+
+# Panels whose features are to come: what they will do, and the parameters that already stand for it in the API.
+PANELS_TO_COME: dict[str, str] = {
+    "Upscale or Variation": "vary and enlarge pictures",
+    "Image Prompt": "be guided by pictures",
+    "Inpaint or Outpaint": "repaint and extend pictures",
+    "enhance": "improve faces, hands and eyes of finished pictures",
+}
+NOT_YET = "These belong to image inputs, which this version cannot use yet."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Viewer:
+    """The left column: viewer, progress, prompt row and what a finished run leaves.
+
+    task_id: hidden box with the id of the run this page shows.
+    """
+
+    stage: gr.HTML
+    gallery: gr.Gallery
+    progress: gr.HTML
+    messages: gr.HTML
+    seeds: gr.HTML
+    reuse_seed: gr.Button
+    selected: gr.Number
+    task_id: gr.Textbox
+    generate: gr.Button
+    load: gr.Button
+    reset: gr.Button
+    skip: gr.Button
+    stop: gr.Button
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switches:
+    """The three check boxes below the prompt, and the panels they open."""
+
+    input_image: gr.Checkbox
+    enhance: gr.Checkbox
+    advanced: gr.Checkbox
+    input_panel: gr.Column
+    enhance_panel: gr.Column
+    advanced_panel: gr.Column
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extras:
+    """Widgets of the right column that are no parameters."""
+
+    preset: gr.Dropdown | None
+    ratios: gr.Accordion
+    history: gr.HTML
+    api_enabled: gr.Checkbox
+    style_search: gr.Textbox
+    refresh: gr.Button
+    debug_mode: gr.Checkbox
+    debug_panel: gr.Column
+
+
+def viewer(controls: Controls, *, stage: str, warning: str) -> Viewer:
+    """Viewer, progress bar and prompt row.
+
+    Args:
+        stage: HTML of the empty viewer.
+        warning: a sentence about this server, "" for none.
+    """
+    if warning:
+        gr.HTML(markup.problem(warning), elem_id="server_warning")
+    stage_html = gr.HTML(stage, elem_id="stage")
+    gallery = gr.Gallery(
+        visible=False, elem_id="final_gallery", show_label=False, label="Gallery", columns=2, object_fit="contain",
+        interactive=False, preview=True, height="auto", buttons=["download", "fullscreen"],
+    )  # fmt: skip
+    progress = gr.HTML("", elem_id="progress-bar")
+    messages = gr.HTML("", elem_id="messages")
+    with gr.Row(elem_id="seed_row"):
+        seeds = gr.HTML("", elem_id="seeds")
+        reuse = gr.Button("Reuse seed", visible=False, size="sm", elem_id="reuse_seed", scale=0, min_width=110)
+    with gr.Row(elem_id="prompt_row"):
+        with gr.Column(scale=17, min_width=200):
+            controls.put("prompt")
+        with gr.Column(scale=3, min_width=110, elem_id="run_buttons"):
+            generate = gr.Button("Generate", variant="primary", elem_id="generate_button")
+            load = gr.Button("Load Parameters", variant="primary", elem_id="load_parameter_button")
+            reset = gr.Button("Reconnect", variant="primary", elem_id="reset_button")
+            skip = gr.Button("Skip", visible=False, elem_id="skip_button")
+            stop = gr.Button("Stop", visible=False, variant="stop", elem_id="stop_button")
+    return Viewer(
+        stage=stage_html, gallery=gallery, progress=progress, messages=messages, seeds=seeds, reuse_seed=reuse,
+        selected=gr.Number(0, visible="hidden", elem_id="selected_picture"),
+        task_id=gr.Textbox("", visible="hidden", elem_id="task_id"),
+        generate=generate, load=load, reset=reset, skip=skip, stop=stop,
+    )  # fmt: skip
+
+
+def switches(config: Config) -> tuple[gr.Checkbox, gr.Checkbox, gr.Checkbox]:
+    """Input Image, Enhance, Advanced."""
+    with gr.Row(elem_id="switches"):
+        return (
+            gr.Checkbox(config.default_image_prompt_checkbox, label="Input Image", container=False, min_width=90),
+            gr.Checkbox(config.default_enhance_checkbox, label="Enhance", container=False, min_width=90),
+            gr.Checkbox(
+                config.default_advanced_checkbox, label="Advanced", container=False, min_width=90,
+                elem_id="advanced_checkbox",
+            ),
+        )  # fmt: skip
+
+
+def panel_to_come(places: tuple[str, ...], *, is_open: bool, elem_id: str) -> gr.Column:
+    """A panel that says what it will do; the API answers such requests with the field that is too early."""
+    what = [PANELS_TO_COME[place] for place in places]
+    listed = ", ".join(what[:-1]) + (" and " if len(what) > 1 else "") + what[-1]
+    with gr.Column(visible=is_open, elem_id=elem_id) as panel:
+        gr.HTML(markup.notes([f"Focale cannot {listed} yet; this version makes pictures from words."]))
+    return panel
+
+
+def settings_tab(
+    controls: Controls,
+    *,
+    presets: list[str],
+    preset: str,
+    link: str,
+    api_enabled: bool,
+    extensions: Sequence[tuple[str, Callable[[], None]]] = (),
+) -> Extras:
+    """The right column's tabs.
+
+    Args:
+        extensions: title and content of further tabs.
+    """
+    with gr.Tabs():
+        with gr.Tab("Settings"):
+            chosen, ratios, history, api = _settings(controls, presets, preset, link, api_enabled)
+        with gr.Tab("Styles"):
+            search = gr.Textbox(placeholder=STYLES_SEARCH, show_label=False, container=False, elem_id="style_search")
+            controls.put_rest("Styles")
+        with gr.Tab("Models"):
+            controls.put("base_model_name", "refiner_model_name", "refiner_switch", "loras")
+            controls.put_rest("Models")
+            refresh = gr.Button("🔄 Refresh All Files", elem_id="refresh_files")
+        with gr.Tab("Advanced"):
+            controls.put("guidance_scale", "sharpness")
+            controls.put_rest("Advanced")
+            debug = gr.Checkbox(label="Developer Debug Mode", elem_id="developer_debug_mode", container=False)
+            debug_panel = _debug_tabs(controls)
+        for title, fill in extensions:
+            with gr.Tab(title):
+                fill()
+    return Extras(
+        preset=chosen, ratios=ratios, history=history, api_enabled=api, style_search=search, refresh=refresh,
+        debug_mode=debug, debug_panel=debug_panel,
+    )  # fmt: skip
+
+
+def _settings(
+    controls: Controls, presets: list[str], preset: str, link: str, api_enabled: bool
+) -> tuple[gr.Dropdown | None, gr.Accordion, gr.HTML, gr.Checkbox]:
+    chosen = gr.Dropdown(presets, value=preset, label="Preset", elem_id="preset_selection") if presets else None
+    controls.put("performance_selection")
+    size = str(controls.default("aspect_ratios_selection"))
+    with gr.Accordion(ratios_title(size), open=False, elem_id="aspect_ratios_accordion") as ratios:
+        controls.put("aspect_ratios_selection")
+    controls.put("image_number", "output_format", "negative_prompt", "image_seed")
+    controls.put_rest("Settings")
+    history = gr.HTML(link, elem_id="history_link")
+    with gr.Accordion("API", open=False, elem_id="api_panel"):
+        api = gr.Checkbox(
+            api_enabled, label="Enable API", elem_id="api_enabled", container=False,
+            info="Other programs may make pictures here. Takes effect at once and is remembered.",
+        )  # fmt: skip
+        gr.HTML(
+            '<p class="focale-history"><a href="docs" target="_blank">How to call it</a> (while it is enabled)</p>',
+            elem_id="api_link",
+        )
+    return chosen, ratios, history, api
+
+
+def ratios_title(size: str) -> str:
+    """Title of the accordion with the chosen size."""
+    return f"Aspect Ratios: {aspect_label(size)}"
+
+
+def _debug_tabs(controls: Controls) -> gr.Column:
+    with gr.Column(visible=False, elem_id="debug_panel") as panel, gr.Tabs():
+        with gr.Tab("Debug Tools"):
+            controls.put(
+                "adm_scaler_positive", "adm_scaler_negative", "adm_scaler_end", "refiner_swap_method", "adaptive_cfg",
+                "clip_skip", "sampler_name", "scheduler_name", "vae_name", "generate_image_grid", "overwrite_step",
+                "overwrite_switch", "overwrite_width", "overwrite_height",
+            )  # fmt: skip
+            controls.put_rest("Debug Tools")
+        for place in ("Control", "Inpaint"):
+            with gr.Tab(place):
+                gr.HTML(markup.notes([NOT_YET]))
+                controls.put_rest(place)
+        with gr.Tab("FreeU"):
+            controls.put_rest("FreeU")
+    return panel

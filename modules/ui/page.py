@@ -1,0 +1,151 @@
+"""Builds the page: widgets, events, theme and script on a Gradio app of its own."""
+
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import gradio as gr
+from gradio.routes import App
+
+from modules.extensions import Extension, Services
+from modules.files import Kind
+from modules.plan import EMBEDDED_MODEL
+from modules.presets import INITIAL, preset_names
+from modules.serving import Page
+from modules.ui import layout, markup, theme
+from modules.ui.bindings import Bindings
+from modules.ui.controls import Controls, Offer
+from modules.ui.run_view import RunView
+from modules.version import VERSION
+
+CACHE_S = 3600
+OPEN_TO_ALL = "Everyone who can reach this server can use it; start it with --apikey or --auth, or without --listen."
+ONLY_DEMO = (
+    "There is no model yet, so the built-in demo model draws small test pictures. Put an SDXL checkpoint into "
+    "models/checkpoints for real ones."
+)
+
+
+def build_page(services: Services, extensions: Sequence[Extension]) -> Page:
+    """The page as the server mounts it."""
+    blocks = build_blocks(services, extensions)
+    web = App(openapi_url=None)
+    settings = services.settings
+    gr.mount_gradio_app(
+        web,
+        blocks,
+        path="/",
+        footer_links=["api", "settings"],
+        run_history=False,
+        theme=theme.make_theme(),
+        css=theme.stylesheet(),
+        head=theme.script(),
+        ssr_mode=False,
+        mcp_server=False,
+        max_file_size=f"{settings.web_upload_size}mb",
+        favicon_path=str(theme.STATIC / "favicon.svg"),
+        pwa=False,
+    )
+    mounted: App = web.routes[-1].app  # type: ignore[attr-defined]
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        async with web.router.lifespan_context(web):
+            yield
+
+    return Page(app=web, lifespan=lifespan, end_streams=mounted.stop_event.set)
+
+
+def build_blocks(services: Services, extensions: Sequence[Extension]) -> gr.Blocks:
+    """All widgets and events of the page."""
+    settings = services.settings
+    config = settings.config
+    controls = Controls(lambda: offer(services), settings.page_defaults())
+    share = ResultFolders(settings.paths.outputs)
+    share()
+    with gr.Blocks(title=f"Focale {VERSION}", fill_width=True, delete_cache=(CACHE_S, CACHE_S)) as blocks:
+        with gr.Row(elem_id="columns"):
+            with gr.Column(scale=2, min_width=320, elem_id="left_column"):
+                stage = markup.stage(RunView(), settings.paths.outputs, demo_hint(services))
+                viewer = layout.viewer(controls, stage=stage, warning=warning(services))
+                boxes = layout.switches(config)
+                inputs = layout.panel_to_come(
+                    ("Upscale or Variation", "Image Prompt", "Inpaint or Outpaint"),
+                    is_open=config.default_image_prompt_checkbox, elem_id="input_image_panel",
+                )  # fmt: skip
+                enhance = layout.panel_to_come(
+                    ("enhance",), is_open=config.default_enhance_checkbox, elem_id="enhance_panel"
+                )
+            with gr.Column(
+                scale=1, min_width=320, visible=config.default_advanced_checkbox, elem_id="right_column"
+            ) as right:
+                extras = layout.settings_tab(
+                    controls,
+                    presets=[] if settings.disable_preset_selection else preset_names(settings.paths.presets),
+                    preset=settings.preset or INITIAL,
+                    link=markup.history_link(settings.paths.outputs, RunView()),
+                    api_enabled=services.state.api_enabled,
+                    extensions=[
+                        (one.name, lambda one=one: one.add_tab(services)) for one in extensions if has_tab(one)
+                    ],
+                )
+        switches = layout.Switches(
+            input_image=boxes[0], enhance=boxes[1], advanced=boxes[2],
+            input_panel=inputs, enhance_panel=enhance, advanced_panel=right,
+        )  # fmt: skip
+        Bindings(
+            services, controls=controls, viewer=viewer, switches=switches, extras=extras,
+            share_results=share, hint=lambda: demo_hint(services),
+        ).connect(blocks)  # fmt: skip
+    return blocks
+
+
+def has_tab(extension: Extension) -> bool:
+    """True for extensions that put something on the page."""
+    return type(extension).add_tab is not Extension.add_tab
+
+
+def offer(services: Services) -> Offer:
+    """What can be chosen now."""
+    config, files = services.settings.config, services.files
+    return Offer(
+        checkpoints=files.names(Kind.CHECKPOINT),
+        loras=files.names(Kind.LORA),
+        vaes=files.names(Kind.VAE),
+        styles=services.styles.names,
+        ratios=config.available_aspect_ratios,
+        max_images=config.default_max_image_number,
+        lora_rows=config.default_max_lora_number,
+        lora_weights=(config.default_loras_min_weight, config.default_loras_max_weight),
+    )
+
+
+def demo_hint(services: Services) -> str:
+    """How to get a real model, while there is none."""
+    return ONLY_DEMO if services.files.names(Kind.CHECKPOINT) in ([], [EMBEDDED_MODEL]) else ""
+
+
+def warning(services: Services) -> str:
+    """A sentence about a server that is open to strangers."""
+    settings = services.settings
+    is_open = not settings.listens_on_loopback and not (settings.api_keys or settings.logins)
+    return OPEN_TO_ALL if is_open else ""
+
+
+class ResultFolders:
+    """Lets the page's browser read the day folders of the output folder, and nothing else in it."""
+
+    def __init__(self, root: Path) -> None:
+        """Watch `root`, the output folder."""
+        self._root = root
+        self._shared: set[Path] = set()
+
+    def __call__(self) -> None:
+        """Share the day folders that are new."""
+        new = set(markup.day_folders(self._root)) - self._shared
+        if new:
+            gr.set_static_paths(sorted(new))  # type: ignore[arg-type]
+            self._shared |= new
