@@ -31,6 +31,7 @@ from modules.request import GenerationRequest, to_params
 
 WORDS = [f"{first}{second}" for first in "bcdfghklmnprstvwz" for second in ("alo", "ern", "ist", "omp", "ulk", "yra")]
 PLAIN_LIMIT = 10_000  # a plain TinyDB rewrites its file at every call: 30 MiB here, a second each
+CONTROL = "computing as long as a page"  # what the machine does to any such span; tells a busy one
 MAX_GROWTH = 2.0
 MAX_P99_MS = 25.0
 
@@ -127,8 +128,9 @@ def measure(folder: Path, count: int, sync: str) -> dict[str, float]:
         "TinyDB query, hot": timed(lambda n: history.table.search(where("task_id") == some[n]), 3),
     }
     spans["get, page beside a writer"] = beside_a_writer(history, some)
+    spans[CONTROL] = timed(lambda _: compute_for(statistics.median(spans["page"])), 1000)
     result = {name: statistics.median(values) for name, values in spans.items()}
-    for name in ("get", "page", "deep page", "page of an hour", "get, page beside a writer"):
+    for name in ("get", "page", "deep page", "page of an hour", "get, page beside a writer", CONTROL):
         result[f"{name} p99"] = p99(spans[name])
     start = time.perf_counter()
     history.storage.compact()
@@ -136,6 +138,14 @@ def measure(folder: Path, count: int, sync: str) -> dict[str, float]:
     history.close()
     sizes = {"fill s": filled_s, "open s": opened_s, "read words s": words_s, "memory MiB": memory}
     return result | sizes | {"file MiB": (folder / FILE_NAME).stat().st_size / 2**20}
+
+
+def compute_for(span_ms: float) -> int:
+    """Compute for as long as `span_ms` takes an idle processor."""
+    end, number = time.thread_time() + span_ms / 1000, 0
+    while time.thread_time() < end:
+        number += 1
+    return number
 
 
 def beside_a_writer(history: History, some: list[str]) -> list[float]:
@@ -228,7 +238,8 @@ def judge(columns: list[dict[str, float]]) -> int:
         print(f"{name}: largest ÷ smallest = {factor:.2f} (at most {MAX_GROWTH})")
     for name, span in slowest.items():
         print(f"{name}: {span:.2f} ms (at most {MAX_P99_MS})")
-    good = all(factor <= MAX_GROWTH for factor in growth.values()) and max(slowest.values()) <= MAX_P99_MS
+    slowest_read = max(span for name, span in slowest.items() if not name.startswith(CONTROL))
+    good = all(factor <= MAX_GROWTH for factor in growth.values()) and slowest_read <= MAX_P99_MS
     print("within budget" if good else "over budget")
     return 0 if good else 1
 

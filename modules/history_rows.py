@@ -1,6 +1,6 @@
 """Keeps in memory what a history log says: each document's hot half, and where its cold half lies."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from modules.errors import HistoryDamaged
@@ -133,16 +133,30 @@ class TableView(Mapping[str, Fields]):
 
     def __init__(self, rows: Mapping[int, Row], read_cold: ReadCold) -> None:
         self.rows = rows
-        self._read_cold = read_cold
+        self.read_cold = read_cold
 
     def __getitem__(self, key: str) -> Fields:
         row = self.rows.get(int(key)) if key.lstrip("-").isdecimal() else None
         if row is None:
             raise KeyError(key)
-        return Fields(row, self._read_cold)
+        return Fields(row, self.read_cold)
 
     def __iter__(self) -> Iterator[str]:
         return map(str, self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def items(self) -> "TableItems":
+        return TableItems(self)
+
+
+class TableItems(ItemsView[str, Fields]):
+    """Ids and documents of a table; a query walks over them without looking each id up again."""
+
+    _mapping: TableView
+
+    def __iter__(self) -> Iterator[tuple[str, Fields]]:
+        read_cold = self._mapping.read_cold
+        for doc_id, row in self._mapping.rows.items():
+            yield str(doc_id), Fields(row, read_cold)

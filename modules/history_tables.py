@@ -95,9 +95,12 @@ class LogTable(Table):
     given twice, not even after reopening, until the table is truncated.
     """
 
-    default_query_cache_capacity = 0  # a cached result would hold its documents, cold fields and all
     _storage: LogStorage
     _next_id: int | None  # type: ignore[assignment]  # TinyDB declares None and stores ints
+
+    def __init__(self, storage: LogStorage, name: str, cache_size: int = 0, persist_empty: bool = False) -> None:
+        """As TinyDB, but without a cache of results unless asked: it would hold documents, cold fields and all."""
+        super().__init__(storage, name, cache_size, persist_empty)
 
     def _read_table(self) -> Mapping[str, Mapping[str, Any]]:  # type: ignore[override]
         return self._storage.table_view(self.name)
@@ -188,5 +191,5 @@ class LogTable(Table):
 class LogDB(TinyDB):
     """TinyDB on a history log: `LogDB(path, sync="always", read_only=False, ...)`, see `LogStorage`."""
 
-    table_class = LogTable
+    table_class = LogTable  # type: ignore[assignment]  # TinyDB declares its own, which caches by default
     default_storage_class = LogStorage  # type: ignore[assignment]  # TinyDB declares its JSONStorage

@@ -397,7 +397,10 @@ def test_documents_that_leave_the_table_are_copies(path: Path) -> None:
         db.insert(given)
         given["list"].append(2)
         db.get(doc_id=1)["list"].append(3)
-        db.search(where("list").exists())[0]["list"].append(4)
+        for _ in range(2):
+            [found] = db.search(where("list").exists())
+            assert found == {"list": [1]}, "a search gave away what it keeps"
+            found["list"].append(4)
         assert db.get(doc_id=1) == {"list": [1]}
 
 

@@ -162,6 +162,6 @@ class LogBesideMemory(RuleBasedStateMachine):
 
 
 LogBesideMemory.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestLogBesideMemory = LogBesideMemory.TestCase

@@ -43,8 +43,9 @@ def add_until_full(history: History) -> list[Record]:
     for number in range(1000):
         try:
             acknowledged.append(history.add(record(number)))
-        except StorageFull as error:
-            assert "No space left" in str(error)
+        except StorageFull:
+            with pytest.raises(StorageFull, match="No space left"):
+                history.add(record(2000))
             return acknowledged
     raise AssertionError("the disk never filled up")
 
