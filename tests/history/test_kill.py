@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,50 +16,15 @@ from modules import history_files
 from modules.choices import TaskStatus
 from modules.history import FILE_NAME, History
 from modules.history_tables import LogDB
-from modules.record import Record
+from tests.history.killed_writer import steps_from
 
 ROUNDS = int(os.environ.get("FOCALE_KILL_ROUNDS", "5"))
 pytestmark = pytest.mark.crash
 
-Step = tuple[str, int]
-
-
-def steps_from(start: int) -> Iterator[Step]:
-    """What the writer does, for ever: each task is added, runs and finishes; every third time one is deleted."""
-    for number in itertools.count(start):
-        yield from (("pending", number), ("running", number), ("finished", number))
-        if number % 3 == 0 and number > start:
-            yield ("deleted", number - 1)
-
-
-def do(history: History, step: Step) -> None:
-    status, number = step
-    task_id = f"{number:032x}"
-    if status == "pending":
-        params = {"prompt": "p" * 2000, "n": number}
-        history.add(Record(task_id=task_id, in_queue_mills=number, req_params=params))
-    elif status == "running":
-        history.update(task_id, task_status="running", attempts=1)
-    elif status == "finished":
-        history.update(task_id, task_status="finished", result=[f"{number}.png"], progress=100)
-    else:
-        assert [record.task_id for record in history.delete([task_id])] == [task_id]
-
-
-def write_until_killed(folder: str, start: str) -> None:
-    """Take one step after the other and write a byte to standard output when its call has returned."""
-    history = History(folder)
-    history.storage.compact_above = 1 << 14
-    os.write(1, b"r")
-    for step in steps_from(int(start)):
-        do(history, step)
-        os.write(1, b".")
-
 
 def acknowledged_before_kill(folder: Path, start: int, after_s: float) -> int:
     """Run a writer, kill it, and give how many steps had returned."""
-    code = "import sys; from tests.history.test_kill import write_until_killed as w; w(*sys.argv[1:])"
-    command = [sys.executable, "-c", code, str(folder), str(start)]
+    command = [sys.executable, "-m", "tests.history.killed_writer", str(folder), str(start)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None
         assert writer.stdout.read(1) == b"r"
@@ -150,7 +115,7 @@ def compact_and_die(path: Path, calls: int, *, late: bool) -> bool:
 def test_a_compaction_killed_at_any_step_leaves_every_record_readable(tmp_path: Path, late: bool) -> None:
     path = tmp_path / "h.log"
     with LogDB(path) as db:
-        db.insert_multiple({"n": n, "req_params": {"prompt": "p" * 90_000}} for n in range(30))
+        db.insert_multiple({"n": n, "req_params": {"prompt": "p" * 100_000}} for n in range(13))
         db.update({"late": True}, doc_ids=[3, 5])
         db.remove(doc_ids=[4])
         expected = db.all()
