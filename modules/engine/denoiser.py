@@ -12,6 +12,7 @@ from torch import Tensor
 
 from modules.engine.guidance import Guidance
 from modules.engine.sigmas import ModelSampling
+from modules.engine.text_projections import TextProjections
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -77,7 +78,8 @@ class Denoiser:
         model_seconds: wall time spent inside the network.
 
     Args:
-        unet: the network; it is called in its own number format and on its own device.
+        unet: the network; it is called in its own number format and on its own device, and its weights must
+            stay as they are while this denoiser is used.
         model_sampling: what its input and output mean.
         positive: conditioning of B images.
         negative: conditioning of the same images; may be None at a guidance scale of 1.
@@ -112,6 +114,7 @@ class Denoiser:
         self._conditionings = (positive,) if guidance.is_neutral or negative is None else (positive, negative)
         self._emphasised_above = LAST_TIMESTEP * (1.0 - adm_end)
         self._extras = tuple(extras)
+        self._text_projections = TextProjections(unet)
         self._check = check
         self._images = tuple(range(positive.prompt_embeds.shape[0]))
         self._passes = self._build_passes()
@@ -180,7 +183,7 @@ class Denoiser:
             for extra in self._extras:
                 kwargs |= extra(call)
         started = time.perf_counter()
-        with torch.inference_mode():
+        with torch.inference_mode(), self._text_projections.in_use(item.prompt_embeds):
             output: Tensor = self._unet(
                 sample,
                 timestep,

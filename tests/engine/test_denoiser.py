@@ -41,6 +41,9 @@ class Recorder:
     def parameters(self):
         return self.unet.parameters()
 
+    def named_modules(self):
+        return self.unet.named_modules()
+
     def __call__(self, sample, timestep, **kwargs):
         self.calls.append({"sample": sample, "timestep": timestep, **kwargs})
         known = {"encoder_hidden_states", "added_cond_kwargs", "return_dict"}
@@ -201,6 +204,9 @@ def test_networks_without_a_vector_get_none(unet) -> None:
     class Plain:
         def parameters(self):
             return unet.parameters()
+
+        def named_modules(self):
+            return iter(())
 
         def __call__(self, sample, timestep, *, encoder_hidden_states, added_cond_kwargs, return_dict):
             assert added_cond_kwargs is None
