@@ -38,7 +38,6 @@ from modules.engine.tokens import ClipTokenizer
 ROOT = Path(__file__).parents[1]
 TOKENIZER = ROOT / "models" / "tokenizer"
 PROMPT = "a red apple, 3d style"
-GUIDANCE_SCALE = 7.0
 Draw = Callable[[], list[Image.Image]]
 
 
@@ -67,7 +66,14 @@ def diffusers_pipeline(model: SdxlModel) -> StableDiffusionXLPipeline:
     return pipeline
 
 
-def draw_with_diffusers(pipeline: StableDiffusionXLPipeline, images: int, steps: int, size: int) -> list[Image.Image]:
+def draw_with_diffusers(
+    pipeline: StableDiffusionXLPipeline,
+    images: int,
+    steps: int,
+    size: int,
+    *,
+    guidance_scale: float = 7.0,
+) -> list[Image.Image]:
     """The pictures of seeds 0, 1, … by diffusers."""
     generators = [torch.Generator().manual_seed(seed) for seed in range(images)]
     return list(
@@ -77,7 +83,7 @@ def draw_with_diffusers(pipeline: StableDiffusionXLPipeline, images: int, steps:
             height=size,
             width=size,
             num_inference_steps=steps,
-            guidance_scale=GUIDANCE_SCALE,
+            guidance_scale=guidance_scale,
             num_images_per_prompt=images,
             generator=generators,
         ).images
@@ -85,15 +91,24 @@ def draw_with_diffusers(pipeline: StableDiffusionXLPipeline, images: int, steps:
 
 
 @torch.inference_mode()
-def draw_with_ours(model: SdxlModel, tokenizer: ClipTokenizer, images: int, steps: int, size: int) -> list[Image.Image]:
+def draw_with_ours(
+    model: SdxlModel,
+    tokenizer: ClipTokenizer,
+    images: int,
+    steps: int,
+    size: int,
+    *,
+    guidance_scale: float = 7.0,
+) -> list[Image.Image]:
     """The pictures of seeds 0, 1, … by our engine, the prompts encoded anew."""
     conditioner = TextConditioner(tokenizer)
-    positive, negative = (
+    guidance = Guidance(guidance_scale)
+    positive, *negative = (
         conditioner.condition(model, (text,), width=size, height=size, adm_scaler=1.0).expand(images)
-        for text in (PROMPT, "")
+        for text in ((PROMPT,) if guidance.is_neutral else (PROMPT, ""))
     )
     sampling = model_sampling_for("karras", model.facts.prediction)
-    denoiser = Denoiser(model.unet, sampling, positive, negative, Guidance(GUIDANCE_SCALE), adm_end=0.0)
+    denoiser = Denoiser(model.unet, sampling, positive, negative[0] if negative else None, guidance, adm_end=0.0)
     shape = (LATENT_CHANNELS, *latent_size(size, size))
     noise = RowNoise(list(range(images)), shape, model.unet.device)
     run = sample(denoiser, noise, sampler="euler", scheduler="karras", steps=steps, model_sampling=sampling)

@@ -76,10 +76,10 @@ class TensorWriter:
     dtype: torch.dtype
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
-    def put(self, name: str, *shape: int, scale: float | None = None) -> None:
+    def put(self, name: str, *shape: int, scale: float | None = None, centre: float = 0.0) -> None:
         fan_in = torch.Size(shape[1:]).numel() if len(shape) > 1 else shape[0]
         values = torch.randn(shape, generator=self.generator) * (fan_in**-0.5 if scale is None else scale)
-        self.tensors[name] = values.to(self.dtype)
+        self.tensors[name] = (values + centre).to(self.dtype)
 
     def layer(self, name: str, *shape: int, bias: bool = True) -> None:
         self.put(f"{name}.weight", *shape)
@@ -87,8 +87,7 @@ class TensorWriter:
             self.put(f"{name}.bias", shape[0], scale=0.02)
 
     def norm(self, name: str, width: int) -> None:
-        self.put(f"{name}.weight", width, scale=0.02)
-        self.tensors[f"{name}.weight"] += 1
+        self.put(f"{name}.weight", width, scale=0.02, centre=1.0)
         self.put(f"{name}.bias", width, scale=0.02)
 
 
@@ -185,26 +184,33 @@ def _transformer(writer: TensorWriter, prefix: str, width: int, depth: int, plan
             writer.norm(f"{block}{norm}", width)
 
 
-def write_vae(writer: TensorWriter, prefix: str = "first_stage_model.") -> None:
-    """The VAE: one resnet per level going down, two going up, 8 pixels per latent."""
+def write_vae(
+    writer: TensorWriter,
+    prefix: str = "first_stage_model.",
+    *,
+    widths: Sequence[int] = VAE_WIDTHS,
+    layers: int = 1,
+) -> None:
+    """The VAE: `layers` resnets per level going down, one more going up, 8 pixels per latent."""
     writer.layer(f"{prefix}quant_conv", 8, 8, 1, 1)
     writer.layer(f"{prefix}post_quant_conv", 4, 4, 1, 1)
-    width = VAE_WIDTHS[0]
+    width = widths[0]
     writer.layer(f"{prefix}encoder.conv_in", width, 3, 3, 3)
-    for level, out in enumerate(VAE_WIDTHS):
-        _vae_resnet(writer, f"{prefix}encoder.down.{level}.block.0.", width, out)
-        width = out
-        if level < len(VAE_WIDTHS) - 1:
+    for level, out in enumerate(widths):
+        for block in range(layers):
+            _vae_resnet(writer, f"{prefix}encoder.down.{level}.block.{block}.", width, out)
+            width = out
+        if level < len(widths) - 1:
             writer.layer(f"{prefix}encoder.down.{level}.downsample.conv", width, width, 3, 3)
-    _vae_ends(writer, f"{prefix}encoder.", width, VAE_WIDTHS[-1], 8)
+    _vae_ends(writer, f"{prefix}encoder.", width, widths[-1], 8)
     writer.layer(f"{prefix}decoder.conv_in", width, 4, 3, 3)
-    for level in reversed(range(len(VAE_WIDTHS))):
-        for block, source in enumerate((width, VAE_WIDTHS[level])):
-            _vae_resnet(writer, f"{prefix}decoder.up.{level}.block.{block}.", source, VAE_WIDTHS[level])
-        width = VAE_WIDTHS[level]
+    for level in reversed(range(len(widths))):
+        for block in range(layers + 1):
+            _vae_resnet(writer, f"{prefix}decoder.up.{level}.block.{block}.", width, widths[level])
+            width = widths[level]
         if level:
             writer.layer(f"{prefix}decoder.up.{level}.upsample.conv", width, width, 3, 3)
-    _vae_ends(writer, f"{prefix}decoder.", VAE_WIDTHS[-1], VAE_WIDTHS[0], 3)
+    _vae_ends(writer, f"{prefix}decoder.", widths[-1], widths[0], 3)
 
 
 def _vae_resnet(writer: TensorWriter, prefix: str, width: int, out: int) -> None:
@@ -226,11 +232,11 @@ def _vae_ends(writer: TensorWriter, prefix: str, middle: int, last: int, out: in
     writer.layer(f"{prefix}conv_out", out, last, 3, 3)
 
 
-def write_clip(writer: TensorWriter, prefix: str, width: int) -> None:
+def write_clip(writer: TensorWriter, prefix: str, width: int, *, layers: int = CLIP_LAYERS) -> None:
     """A CLIP text tower under transformers' names."""
     writer.put(f"{prefix}embeddings.token_embedding.weight", VOCABULARY, width, scale=0.5)
     writer.put(f"{prefix}embeddings.position_embedding.weight", 77, width, scale=0.2)
-    for layer in range(CLIP_LAYERS):
+    for layer in range(layers):
         block = f"{prefix}encoder.layers.{layer}."
         for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
             writer.layer(f"{block}self_attn.{part}", width, width)
@@ -238,11 +244,11 @@ def write_clip(writer: TensorWriter, prefix: str, width: int) -> None:
     writer.norm(f"{prefix}final_layer_norm", width)
 
 
-def write_open_clip(writer: TensorWriter, prefix: str, width: int) -> None:
+def write_open_clip(writer: TensorWriter, prefix: str, width: int, *, layers: int = CLIP_LAYERS) -> None:
     """A CLIP text tower under OpenCLIP's names: fused in_proj, projection used as x @ P."""
     writer.put(f"{prefix}token_embedding.weight", VOCABULARY, width, scale=0.5)
     writer.put(f"{prefix}positional_embedding", 77, width, scale=0.2)
-    for layer in range(CLIP_LAYERS):
+    for layer in range(layers):
         block = f"{prefix}transformer.resblocks.{layer}."
         writer.put(f"{block}attn.in_proj_weight", 3 * width, width)
         writer.put(f"{block}attn.in_proj_bias", 3 * width, scale=0.02)

@@ -39,6 +39,7 @@ def choose_policy(
     *,
     precision: Precision = "auto",
     vae_precision: Precision = "auto",
+    text_precision: Precision = "auto",
 ) -> DevicePolicy:
     """The policy for a device: "auto", "cpu", "cuda", "cuda:1", "mps" or "xpu".
 
@@ -59,10 +60,14 @@ def choose_policy(
         vae = FORMATS[vae_precision]
     else:
         vae = torch.bfloat16 if chosen.type == "cuda" and unet == torch.bfloat16 else torch.float32
+    if text_precision != "auto":
+        text = FORMATS[text_precision]
+    else:
+        text = unet if chosen.type in ("cuda", "xpu") else torch.float32
     return DevicePolicy(
         device=chosen,
         unet=unet,
-        text=unet if chosen.type in ("cuda", "xpu") else torch.float32,
+        text=text,
         vae=vae,
         channels_last=unet != torch.float32 and chosen.type in ("cpu", "cuda"),
         fixed=precision != "auto",

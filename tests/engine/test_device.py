@@ -52,3 +52,8 @@ def test_cuda_cards_get_the_half_precision_they_are_fast_in(
 def test_vae_precision_is_its_own_choice() -> None:
     assert choose_policy("cpu", precision="bf16").vae == torch.float32
     assert choose_policy("cpu", vae_precision="bf16").vae == torch.bfloat16
+
+
+def test_text_encoders_stay_in_float32_on_a_cpu_unless_asked() -> None:
+    assert choose_policy("cpu", precision="bf16").text == torch.float32
+    assert choose_policy("cpu", text_precision="bf16").text == torch.bfloat16
