@@ -138,7 +138,7 @@ def load_diffusers(options: argparse.Namespace) -> StableDiffusionXLPipeline:
         torch_dtype=torch.bfloat16 if options.precision == "bf16" else torch.float32,
     )
     pipeline.set_progress_bar_config(disable=True)
-    return lambda: draw_with_diffusers(pipeline, 1, options.steps, options.size, guidance_scale=options.guidance)
+    return pipeline
 
 
 def measure(options: argparse.Namespace) -> dict[str, float | bool]:
