@@ -66,12 +66,20 @@ class History:
         Changes made there are indexed too.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, sync: Sync = "always", read_only: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        sync: Sync = "always",
+        read_only: bool = False,
+        limit: int = 0,
+    ) -> None:
         """Open the history of the output folder `folder`, making both where missing.
 
         Args:
             sync: see `LogStorage`.
             read_only: look at the records as they are now, beside the server that writes them.
+            limit: ended tasks that are kept; the oldest go when one more ends. 0 keeps all.
         Raises:
             HistoryLocked: another server writes this history.
             HistoryDamaged: the file is no history, or of a newer version.
@@ -79,6 +87,7 @@ class History:
             OSError: read_only, and there is no readable history.
         """
         self.folder = Path(folder)
+        self.limit = limit
         if not read_only:
             _make_folder(self.folder)
         self.db = LogDB(self.folder / FILE_NAME, sync=sync, read_only=read_only)
@@ -125,6 +134,7 @@ class History:
                     raise IllegalTransition(f"The history already holds a task {record.task_id!r}.")
                 seen.add(record.task_id)
             ids = self.table.insert_multiple(_document(record) for record in records)
+            self._keep_limit()
         return [record.model_copy(update={"id": doc_id}) for record, doc_id in zip(records, ids, strict=True)]
 
     def update(self, task_id: str, **changes: object) -> Record:
@@ -145,6 +155,7 @@ class History:
                 raise NotFound(f"The history holds no task {task_id!r}.")
             after = Record.model_validate(before.model_dump() | changes)
             self.table.update(_document(after), doc_ids=[after.id])
+            self._keep_limit()
             return after
 
     def delete(self, task_ids: Iterable[str]) -> list[Record]:
@@ -180,6 +191,14 @@ class History:
                 documents = [(self.table.hot(doc_id) or {}, doc_id) for doc_id in sorted(ids)]
             self.table.remove(doc_ids=sorted(ids))
         return [record for hot, doc_id in documents if (record := _record(hot, doc_id)) is not None]
+
+    def _keep_limit(self) -> None:
+        """Remove what the limit leaves no room for; if the disk refuses, the next change tries again."""
+        if self.limit and len(self._index.final) > self.limit:
+            try:
+                self.prune(keep=self.limit)
+            except StorageFull as error:
+                logger.warning("The oldest records were not removed: %s", error)
 
     def _oldest_above(self, max_bytes: int) -> list[int]:
         """The oldest finished records without which the rest takes at most `max_bytes`."""

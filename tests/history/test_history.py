@@ -190,6 +190,16 @@ def test_pruning_by_count_age_and_bytes_takes_the_oldest_ended_tasks(tmp_path: P
         assert ids(history.page(statuses=TaskStatus)) == [2]
 
 
+def test_a_limit_keeps_the_newest_ended_tasks(tmp_path: Path) -> None:
+    with History(tmp_path, sync="never") as history:
+        history.add_many(record(number) for number in range(1, 8))
+    with History(tmp_path, sync="never", limit=3) as history:
+        history.add(record(8, "pending"))
+        assert ids(history.page(statuses=TaskStatus)) == [8, 7, 6, 5]
+        history.update(task(8), task_status="stop")
+        assert ids(history.page(statuses=TaskStatus)) == [8, 7, 6]
+
+
 def test_counts_follow_the_life_of_tasks(history: History) -> None:
     history.add_many([record(1, "pending"), record(2, "pending"), record(3)])
     history.update(task(1), task_status="running")
