@@ -40,7 +40,7 @@ def build_services(
         StorageFull: the output folder cannot be written.
     """
     resources = Resources(settings)
-    history = History(settings.paths.outputs)
+    history = History(settings.paths.outputs, limit=settings.history_limit)
     remove_partial_files(settings.paths.outputs)
     _clean_temp(settings)
     make = workbench or partial(make_workbench, settings)
