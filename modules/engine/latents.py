@@ -7,9 +7,14 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
+from modules.engine.tiles import tiled_passes
+
 Latents: TypeAlias = Tensor  # (B, 4, h, w) float32 in model space
 LATENT_CHANNELS = 4
 LATENT_SCALE = 8  # pixels per latent, each way
+ENCODE_TILES = ((512, 512), (256, 1024), (1024, 256))  # (rows, columns) of pixels, one pass each
+ENCODE_OVERLAP = 64
+EDM_SCHEDULER = "edm_playground_v2.5"
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,11 @@ PLAYGROUND_LATENTS = LatentStatistics(
 )
 
 
+def statistics_for(scheduler: str, scaling_factor: float) -> LatentStatistics:
+    """The model space of a run: Playground's with the EDM scheduler, else the checkpoint's own."""
+    return PLAYGROUND_LATENTS if scheduler == EDM_SCHEDULER else LatentStatistics(scaling_factor)
+
+
 def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
 
@@ -66,20 +76,33 @@ def encode_pixels(
     *,
     statistics: LatentStatistics,
     generator: torch.Generator,
+    tiled: bool = False,
 ) -> Tensor:
     """Latents of pictures, a sample of the VAE's posterior drawn with `generator`.
 
     Args:
         pixels: (B, 3, H, W) in −1…1; sides that are no multiple of 8 are cropped in the centre.
         generator: CPU generator; the same seed gives the same latents on any device.
+        tiled: encode in three passes of overlapping tiles, which needs little memory.
     Returns:
         (B, 4, H // 8, W // 8) float32 in model space, on the VAE's device.
     """
-    cropped = crop_to_multiple(pixels)
-    moments = vae.encode(cropped.to(device=vae.device, dtype=vae.dtype)).latent_dist
-    mean, std = moments.mean.float(), moments.std.float()
+    cropped = crop_to_multiple(pixels).to(device=vae.device, dtype=vae.dtype)
+    if tiled:
+        moments = tiled_passes(
+            lambda tile: _moments(vae, tile), cropped, ENCODE_TILES, ENCODE_OVERLAP, 1 / LATENT_SCALE
+        )
+    else:
+        moments = _moments(vae, cropped)
+    mean, std = moments.chunk(2, dim=1)
     noise = torch.randn(mean.shape, generator=generator).to(mean.device)
     return statistics.to_model(mean + std * noise)
+
+
+def _moments(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
+    """(B, 8, h, w): mean and standard deviation of the VAE's posterior, its logarithm of the variance clamped."""
+    posterior = vae.encode(pixels).latent_dist
+    return torch.cat([posterior.mean.float(), posterior.std.float()], dim=1)
 
 
 def crop_to_multiple(pixels: Tensor, multiple: int = LATENT_SCALE) -> Tensor:

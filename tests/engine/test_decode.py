@@ -15,14 +15,15 @@ from modules.engine.decode import (
     DECODE_TILES,
     LinearPreview,
     NetworkPreview,
+    TranslatedPreview,
     decode_latents,
-    tiled_passes,
     to_images,
     to_pixels,
 )
 from modules.engine.device import choose_policy
-from modules.engine.latents import encode_pixels
+from modules.engine.latents import PLAYGROUND_LATENTS, LatentStatistics, encode_pixels
 from modules.engine.store import ModelStore, SdxlModel
+from modules.engine.tiles import tiled_passes
 from modules.engine.weights import LatentRgb
 from modules.errors import ModelFileUnusable
 
@@ -161,6 +162,17 @@ def test_preview_of_the_embedded_model_resembles_its_picture(model: SdxlModel) -
     small = np.asarray(picture.resize((16, 16), Image.Resampling.BOX)).astype(float)
     colours = np.asarray(preview.resize((16, 16), Image.Resampling.BOX)).astype(float)
     assert np.corrcoef(small.ravel(), colours.ravel())[0, 1] > 0.6
+
+
+def test_preview_of_another_model_space_shows_the_same_picture() -> None:
+    sdxl = LatentStatistics(0.13025)
+    preview = LinearPreview(LatentRgb(((1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0))))
+    plain = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0)) * 4
+    translated = TranslatedPreview(preview, known=sdxl, shown=PLAYGROUND_LATENTS)
+
+    ours = np.asarray(translated(PLAYGROUND_LATENTS.to_model(plain)[0])).astype(int)
+
+    assert np.abs(ours - np.asarray(preview(sdxl.to_model(plain)[0]))).max() <= 1
 
 
 def _preview_weights() -> dict[str, Tensor]:

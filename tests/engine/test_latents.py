@@ -10,6 +10,7 @@ from modules.engine.latents import (
     crop_to_multiple,
     encode_pixels,
     latent_size,
+    statistics_for,
     zero_latents,
 )
 from modules.engine.store import ModelStore, SdxlModel
@@ -70,6 +71,31 @@ def test_encoding_repeats_with_its_seed(model: SdxlModel) -> None:
     assert encode(1).shape == (1, 4, 5, 4)
     assert torch.equal(encode(1), encode(1))
     assert not torch.equal(encode(1), encode(2))
+
+
+def test_edm_scheduler_means_the_statistics_of_playground() -> None:
+    assert statistics_for("edm_playground_v2.5", 0.13025) is PLAYGROUND_LATENTS
+    assert statistics_for("karras", 0.18215) == LatentStatistics(0.18215)
+
+
+@torch.inference_mode()
+def test_tiled_encoding_is_close_to_encoding_whole(model: SdxlModel) -> None:
+    coarse = torch.rand(1, 3, 10, 18, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pixels = torch.nn.functional.interpolate(coarse, size=(320, 576), mode="bicubic").clamp(-1, 1)
+
+    whole, tiled = (
+        encode_pixels(
+            model.vae,
+            pixels,
+            statistics=model.statistics,
+            generator=torch.Generator().manual_seed(0),
+            tiled=is_tiled,
+        )
+        for is_tiled in (False, True)
+    )
+
+    assert tiled.shape == whole.shape == (1, 4, 40, 72)
+    assert (tiled - whole).std() < 0.2 * whole.std()
 
 
 @torch.inference_mode()
