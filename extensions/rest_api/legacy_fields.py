@@ -119,7 +119,11 @@ def _prompt(one: object) -> object:
     """An image prompt; a stop or weight of 0 meant the default of its type."""
     if not isinstance(one, dict):
         return one
-    return {**one, **{key: one.get(key) or None for key in ("cn_stop", "cn_weight")}}
+    return {**one, **{key: _none_if_zero(one.get(key)) for key in ("cn_stop", "cn_weight")}}
+
+
+def _none_if_zero(value: object) -> object:
+    return None if value in (0, "", "0", "0.0") else value
 
 
 def has_prompts(made: Mapping[str, Any]) -> bool:

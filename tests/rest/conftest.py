@@ -1,6 +1,7 @@
 """A whole server in process: real services, routes and gate; only the engine is a fake."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import faulthandler
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,6 +104,14 @@ async def running_server(
         transport = httpx.ASGITransport(application.asgi)
         client = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url=BASE, timeout=20))
         yield Running(services, engine, check, rest, application, client, history, settings.paths.outputs)
+
+
+@pytest.fixture(autouse=True)
+def no_endless_waiting() -> Iterator[None]:
+    """Ends the run, with every thread's stack, when a test waits for something that never comes."""
+    faulthandler.dump_traceback_later(60, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 Serve = Callable[..., Awaitable[Running]]
