@@ -104,11 +104,13 @@ class Yielded:
 class Finished:
     """The task is done.
 
-    model_seconds: time spent inside model forwards; wall_seconds: time from start to end in the worker.
+    model_seconds: time spent inside the networks; wall_seconds: time from start to end in the worker.
+    evaluations: how often the model was asked for an estimate, over all batches of this attempt.
     """
 
     model_seconds: float = 0.0
     wall_seconds: float = 0.0
+    evaluations: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,20 +13,18 @@ from modules.control import Control
 from modules.engine.batches import rows_per_batch, split_into_batches
 from modules.engine.condition import Conditioning, TextConditioner, stack_conditionings
 from modules.engine.decode import LinearPreview, NetworkPreview, Preview, decode_latents
-from modules.engine.denoiser import Denoiser
 from modules.engine.device import DevicePolicy, choose_policy
+from modules.engine.drawing import INTERPOSER, Drawing
 from modules.engine.embeddings import EmbeddingFolder
-from modules.engine.guidance import Guidance
 from modules.engine.journal import DenoisedJournal, discard_journals
-from modules.engine.latents import LATENT_CHANNELS, Latents, latent_size
-from modules.engine.noise import RowNoise
+from modules.engine.latents import Latents, latent_size
+from modules.engine.loras import LoraChoice
 from modules.engine.runtime import use_deterministic_kernels, without_gradients
-from modules.engine.sample import SamplingStep, sample
+from modules.engine.sample import SamplingStep
 from modules.engine.samplers import SAMPLERS
-from modules.engine.sigmas import model_sampling_for
 from modules.engine.store import ModelStore, SdxlModel
 from modules.engine.tokens import ClipTokenizer
-from modules.errors import EngineFailed, Interrupted, ModelFileUnusable
+from modules.errors import EngineFailed, Interrupted, ModelFileUnusable, UnknownName
 from modules.events import Event, Finished, ImageSkipped, Noticed, Planned, Skipped, Stopped, Yielded
 from modules.files import HashCache, Kind
 from modules.images import preview_jpeg
@@ -141,8 +139,10 @@ class TaskRun:
         self.settled = set(record.settled)
         self.pictures: list[Image.Image] = []
         self.seconds = Seconds()
+        self.evaluations = 0
         self.plan: Plan
         self.model: SdxlModel
+        self.refiner: SdxlModel | None
         self.writer: ResultWriter
 
     @without_gradients
@@ -169,8 +169,14 @@ class TaskRun:
         """Find and load the weights, then decide everything else."""
         bench, settings = self.bench, self.bench.settings
         resources = bench.resources.plan_resources()
-        models = plan_models(self.request, resources)
+        try:
+            models = plan_models(self.request, resources)
+        except UnknownName:  # the server saw a file that came after this process last looked
+            bench.resources.refresh()
+            resources = bench.resources.plan_resources()
+            models = plan_models(self.request, resources)
         self.model = bench.store.base(models.checkpoint.path)
+        self.refiner = bench.store.refiner(models.refiner.path) if models.refiner else None
         self.plan = make_plan(
             self.request, resources, models=models, native_size_px=self.model.facts.native_size
         )
@@ -209,11 +215,20 @@ class TaskRun:
 
     def _draw(self, batch: tuple[ImagePlan, ...]) -> Iterator[Event]:
         """Draw one batch, from words to files."""
-        model = self.model
+        yield from self._merge_loras(batch[0])
         positive, negative = yield from self._condition(batch)
-        latents = yield from self._sample(batch, positive, negative)
-        if latents is not None:
-            yield from self._save(batch, self._decode(model, latents))
+        pictures = yield from self._sample(batch, positive, negative)
+        if pictures is not None:
+            yield from self._save(batch, pictures)
+
+    def _merge_loras(self, image: ImagePlan) -> Iterator[Event]:
+        """Merge the LoRAs of a batch into the networks; those of the batch before are taken out."""
+        choices = [LoraChoice(lora.path, lora.weight) for lora in image.loras]
+        for report in self.model.loras.select(choices):
+            if report.skipped:
+                yield Noticed(f"LoRA {report.name} was made for another model than {self.model.path.name}; left out.")
+        if self.refiner is not None:
+            self.refiner.loras.select(choices)
 
     def _condition(
         self, batch: tuple[ImagePlan, ...]
@@ -245,53 +260,45 @@ class TaskRun:
 
     def _sample(
         self, batch: tuple[ImagePlan, ...], positive: Conditioning, negative: Conditioning | None
-    ) -> Generator[Event, None, Latents | None]:
-        """Step through the noise levels; the latents, or None when every image of the batch was skipped."""
-        sampling = self.plan.sampling
-        model_sampling = model_sampling_for(sampling.scheduler, self.model.facts.prediction)
-        denoiser = Denoiser(
-            self.model.unet,
-            model_sampling,
-            positive,
-            negative,
-            Guidance(sampling.guidance_scale, sampling.adaptive_guidance_scale, sampling.sharpness),
-            adm_end=sampling.adm.end,
+    ) -> Generator[Event, None, list[Image.Image] | None]:
+        """Step through the noise levels and decode; None when every image of the batch was skipped."""
+        drawing = Drawing(
+            self.model,
+            self.plan.sampling,
+            positive=positive,
+            negative=negative,
+            seeds=[image.seed for image in batch],
+            refiner=self.refiner,
+            interposer=self.bench.resources.catalogue.find(Kind.PREVIEW_DECODER, INTERPOSER),
             check=self.control.check,
         )
-        shape = (LATENT_CHANNELS, *latent_size(sampling.width, sampling.height))
-        with self._journal(batch, shape) as journal:
-            run = sample(
-                journal.wrap(denoiser),
-                RowNoise([image.seed for image in batch], shape, self.bench.policy.device),
-                sampler=sampling.sampler,
-                scheduler=sampling.scheduler,
-                steps=sampling.steps,
-                strength=sampling.strength,
-                model_sampling=model_sampling,
-            )
+        with self._journal(batch, drawing.shape) as journal:
+            if journal.replayed:
+                logger.info("Task %s goes on after %d evaluations", self.record.task_id, journal.replayed)
+            run = drawing.run(journal)
             try:
                 while True:
                     step = next(run)
-                    yield from self._drop_skipped(batch, denoiser)
+                    yield from self._drop_skipped(batch, drawing)
                     if self.settled.issuperset(image.index for image in batch):
                         return None
                     yield self._step_progress(step, batch)
             except StopIteration as end:
-                latents: Latents = end.value
-                return latents
+                return self._decode(drawing.result_model, end.value)
             finally:
                 run.close()
-                self.seconds.model += denoiser.model_seconds
+                self.seconds.model += drawing.model_seconds
+                self.evaluations += drawing.evaluations
 
     def _journal(self, batch: tuple[ImagePlan, ...], shape: tuple[int, ...]) -> DenoisedJournal:
         """The journal of a batch, with what an earlier attempt at the same task left in it."""
         return DenoisedJournal(
             self.bench.journal_folder / f"{self.record.task_id}-{batch[0].index}.denoised",
             identity=repr((self.record.req_params, batch, self.plan.models, self.model.version)),
-            shape=(len(batch), *shape),
+            shape=shape,
         )
 
-    def _drop_skipped(self, batch: tuple[ImagePlan, ...], denoiser: Denoiser) -> Iterator[Event]:
+    def _drop_skipped(self, batch: tuple[ImagePlan, ...], drawing: Drawing) -> Iterator[Event]:
         """Drop the first unfinished image of the batch for each wish to skip; the others go on."""
         for _ in range(self.control.take_skips()):
             left = [image for image in batch if image.index not in self.settled]
@@ -299,7 +306,7 @@ class TaskRun:
                 return
             self.settled.add(left[0].index)
             if len(left) > 1:
-                denoiser.drop(batch.index(left[0]))
+                drawing.drop(batch.index(left[0]))
             yield ImageSkipped(left[0].index)
 
     def _step_progress(self, step: SamplingStep, batch: tuple[ImagePlan, ...]) -> Event:
@@ -337,4 +344,4 @@ class TaskRun:
         """Finished, or skipped when no picture came out of any attempt."""
         if not self.pictures and not self.record.result:
             return Skipped()
-        return Finished(self.seconds.model, self.seconds.total)
+        return Finished(self.seconds.model, self.seconds.total, self.evaluations)
