@@ -218,7 +218,8 @@ class History:
         """The record of a task, or None."""
         with self.storage.state_lock:
             doc_id = self._index.by_task.get(task_id)
-            return next(iter(self._read([doc_id])), None) if doc_id is not None else None
+            records = self._read([doc_id]) if doc_id is not None else []
+        return records[0] if records else None
 
     def page(
         self,
@@ -240,7 +241,8 @@ class History:
         with self.storage.state_lock:
             lists = self._index.of_statuses(statuses)
             low, high = _window(start_mills, end_mills)
-            return self._read(self._index.newest(lists, low, high, skip, page_size))
+            ids = self._index.newest(lists, low, high, skip, page_size)
+        return self._read(ids)
 
     def search(self, wanted: HistoryFilter, *, page: int = 0, page_size: int | None = 10) -> list[Record]:
         """Records that meet `wanted`, newest first, by id.
@@ -254,8 +256,9 @@ class History:
         low, high = _window(wanted.start_mills, wanted.end_mills)
         with self.storage.state_lock:
             conditions = [self._index.of_statuses(wanted.statuses), *self._conditions(wanted)]
-            ids = self._index.matching(conditions, low, high)
-            return self._read(islice(ids, skip, None if page_size is None else skip + page_size))
+            found = self._index.matching(conditions, low, high)
+            ids = list(islice(found, skip, None if page_size is None else skip + page_size))
+        return self._read(ids)
 
     def _conditions(self, wanted: HistoryFilter) -> Iterator[Sequence[SortedIds]]:
         """For each condition on words, style, model, seed and source the lists of ids that meet it."""
@@ -276,27 +279,37 @@ class History:
         while True:
             with self.storage.state_lock:
                 ids = self._index.ids.between(last + 1, LARGEST)[:_READ_AT_ONCE]
-                records = self._read(ids)
             if not ids:
                 return
-            yield from records
+            yield from self._read(ids)
             last = ids[-1]
 
     def unfinished(self) -> list[Record]:
         """Waiting and running tasks, oldest first: what a restarted server has to take up again."""
         with self.storage.state_lock:
             lists = self._index.of_statuses(UNFINISHED)
-            return self._read(self._index.newest(lists, -1, LARGEST, 0, None))[::-1]
+            ids = self._index.newest(lists, -1, LARGEST, 0, None)
+        return self._read(ids)[::-1]
 
     def counts(self) -> dict[TaskStatus, int]:
         """How many records are in each status."""
         with self.storage.state_lock:
             return {status: len(self._index.by_status.get(status, ())) for status in TaskStatus}
 
-    def _read(self, doc_ids: Iterable[int]) -> list[Record]:
-        """The records of these ids; one that is no record (a stranger stored it) is passed over."""
-        view = self.storage.table_view(TABLE)
-        return [record for doc_id in doc_ids if (record := _record(view[str(doc_id)], doc_id)) is not None]
+    def _read(self, doc_ids: Sequence[int]) -> list[Record]:
+        """The records of these ids, without those removed meanwhile and documents that are no records."""
+        records: list[Record] = []
+        for start in range(0, len(doc_ids), _READ_AT_ONCE):
+            if start:
+                time.sleep(0)  # a released lock goes to whoever runs next, and that would be this thread again
+            with self.storage.state_lock:
+                rows = self.storage.rows.tables.get(TABLE, {})
+                for doc_id in doc_ids[start : start + _READ_AT_ONCE]:
+                    row = rows.get(doc_id)
+                    record = _record(Fields(row, self.storage.read_cold), doc_id) if row else None
+                    if record is not None:
+                        records.append(record)
+        return records
 
     # Following changes
 

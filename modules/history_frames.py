@@ -7,7 +7,6 @@ feed. Hence a line feed always ends a frame, and a damaged frame hides none of t
 """
 
 import zlib
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -31,8 +30,7 @@ class Stored(NamedTuple):
     cold: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """One transaction on one table, applied in the order of its fields.
 
     dropped: the table goes, or all tables if it is "". cleared: all its documents go.

@@ -55,15 +55,17 @@ class Rows:
             self._remove(frame.table, list(rows), listener)
             self.highest[frame.table] = 0
         self._remove(frame.table, frame.removed, listener)
+        highest = max(self.highest.get(frame.table, 0), frame.highest)
         for doc_id, hot, offset, length in placed:
             row = Row(hot, start + offset, length)
             before = rows.get(doc_id)
             self.live_bytes += row.cost - (before.cost if before else 0)
             rows[doc_id] = row
+            if doc_id > highest:
+                highest = doc_id
             if listener:
                 listener(frame.table, doc_id, before, row)
-        newest = max((document.doc_id for document in placed), default=0)
-        self.highest[frame.table] = max(self.highest.get(frame.table, 0), frame.highest, newest)
+        self.highest[frame.table] = highest
 
     def _remove(self, table: str, doc_ids: list[int] | tuple[int, ...], listener: Listener | None) -> None:
         """Forget the documents of these ids, where they exist."""
