@@ -1,0 +1,1 @@
+"""Kills servers and workers at random moments and looks whether anything that was accepted got lost."""
