@@ -30,7 +30,7 @@ class ModelCall:
         sample: (n, 4, h, w) scaled input in the network's format.
         timestep: 0-d.
         sigma: noise level, of all rows.
-        progress: 0 at the start of the diffusion, 1 at its end.
+        percent: share of the denoising that is done, 0 to 1; a feature with a limit is active below it.
         prompt_embeds: (n, 77·k, C) in the network's format.
         added: `text_embeds` (n, P) and `time_ids` (n, 6), or nothing where the network takes no vector.
         images: for each row the index of its image.
@@ -40,7 +40,7 @@ class ModelCall:
     sample: Tensor
     timestep: Tensor
     sigma: float
-    progress: float
+    percent: float
     prompt_embeds: Tensor
     added: Mapping[str, Tensor] | None
     images: tuple[int, ...]
@@ -174,7 +174,7 @@ class Denoiser:
                 sample,
                 timestep,
                 sigma,
-                1.0 - moment / LAST_TIMESTEP,
+                self.model_sampling.sigma_to_percent(sigma),
                 item.prompt_embeds,
                 added,
                 item.images,

@@ -88,6 +88,10 @@ class ModelSampling(ABC):
         At or below 0 it lies above every level, at or above 1 it is 0.
         """
 
+    @abstractmethod
+    def sigma_to_percent(self, sigma: float) -> float:
+        """Share of the denoising that is done at this level, 0 to 1: what limits of features compare with."""
+
     def scaled_input(self, x: Tensor, sigma: float) -> Tensor:
         """`x` (B, 4, h, w) brought to the variance the network expects at `sigma`."""
         return x / math.sqrt(sigma * sigma + self.sigma_data**2)
@@ -152,6 +156,9 @@ class DiscreteSampling(ModelSampling):
             return 0.0
         return float(self.timestep_to_sigma((1.0 - percent) * 999.0))
 
+    def sigma_to_percent(self, sigma: float) -> float:
+        return 1.0 - float(self.sigma_to_timestep(sigma)) / 999.0
+
 
 @dataclass(frozen=True)
 class EdmSampling(ModelSampling):
@@ -170,6 +177,11 @@ class EdmSampling(ModelSampling):
             return 0.0
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
         return math.exp((high - low) * (1.0 - percent) + low)
+
+    def sigma_to_percent(self, sigma: float) -> float:
+        # Its timesteps lie within -1.6 … 1.2, so 1 - t / 999 would put every step at the end of the run.
+        low, high = math.log(self.sigma_min), math.log(self.sigma_max)
+        return min(1.0, max(0.0, (high - math.log(sigma)) / (high - low)))
 
 
 @cache

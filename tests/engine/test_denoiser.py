@@ -167,7 +167,7 @@ def test_extras_see_the_call_and_add_to_it(unet) -> None:
     denoiser(recorder, 2, extras=[extra], negative_tokens=154)(noisy(2), SIGMA)
     assert [call["mid_block_additional_residual"] for call in recorder.calls] == ["residual"] * 2
     assert [(call.images, call.positive) for call in seen] == [((0, 1), (True, True)), ((0, 1), (False, False))]
-    assert seen[0].progress == pytest.approx(1 - float(seen[0].timestep) / 999)
+    assert seen[0].percent == pytest.approx(1 - float(seen[0].timestep) / 999)
     assert seen[0].sigma == SIGMA
 
     together = []

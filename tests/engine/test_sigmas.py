@@ -102,6 +102,18 @@ def test_percent_to_sigma(model, levels: tuple[float, ...]) -> None:
     assert model.percent_to_sigma(1.0) == 0.0
 
 
+@pytest.mark.parametrize("model", [STANDARD, LCM, EDM], ids=["standard", "distilled", "playground"])
+@pytest.mark.parametrize("percent", [0.05, 0.3, 0.5, 0.9])
+def test_percent_and_sigma_are_inverse(model, percent: float) -> None:
+    assert model.sigma_to_percent(model.percent_to_sigma(percent)) == pytest.approx(percent, abs=0.011)
+
+
+def test_percent_of_a_run_goes_from_start_to_end() -> None:
+    for model in (STANDARD, EDM):
+        assert model.sigma_to_percent(model.sigma_max) == pytest.approx(0.0, abs=1e-6)
+        assert model.sigma_to_percent(model.sigma_min) == pytest.approx(1.0, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("scheduler", "prediction", "denoised"),
     [
