@@ -343,9 +343,7 @@ class _Visit:
         """A whole answer from the gate itself."""
         length = b"%d" % len(body)
         fixed = [(b"content-type", content_type), (b"content-length", length), (b"cache-control", b"no-store")]
-        await self._send_marked(
-            {"type": "http.response.start", "status": status, "headers": [*fixed, *headers]}
-        )
+        await self._send_marked({"type": "http.response.start", "status": status, "headers": [*fixed, *headers]})
         content = b"" if self.method == "HEAD" else body
         await self._send_marked({"type": "http.response.body", "body": content, "more_body": False})
 

@@ -231,9 +231,7 @@ class _Answer:
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _say(
-    scope: Scope, send: Send, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]] = ()
-) -> None:
+async def _say(scope: Scope, send: Send, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
     """A small answer of the server itself."""
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1001})
@@ -307,9 +305,7 @@ def assemble(
 
 
 @asynccontextmanager
-async def _life(
-    services: Services, extensions: Sequence[Extension], page: Page | None
-) -> AsyncIterator[None]:
+async def _life(services: Services, extensions: Sequence[Extension], page: Page | None) -> AsyncIterator[None]:
     """Extensions start, then the queue takes up its tasks, then the page lives; ended in the opposite order."""
     async with AsyncExitStack() as stack:
         for extension in extensions:

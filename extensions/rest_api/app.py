@@ -27,7 +27,8 @@ def build_app(api: Api) -> FastAPI:
     """The application; `api` is what its routes share."""
     app = FastAPI(title="Focale", version=VERSION, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.api = api
-    for router in routers(api):
+    app.state.routers = routers(api)
+    for router in app.state.routers:
         app.include_router(router)
     docs.install_schema(app, api.request_model)
     install_error_handlers(app)
@@ -36,7 +37,7 @@ def build_app(api: Api) -> FastAPI:
     app.add_middleware(CountRequests, metrics=api.metrics)
     app.router.redirect_slashes = False
     app.state.segments = frozenset(
-        segment for router in routers(api) for route in router.routes if (segment := _first_segment(route))
+        segment for router in app.state.routers for route in router.routes if (segment := _first_segment(route))
     )
     return app
 

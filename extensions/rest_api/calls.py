@@ -76,9 +76,7 @@ async def submitted(
     webhook_url = ready.webhook_url or api.services.settings.webhook_url
     async with api.outbox.expecting(task_id, webhook_url, webhook_style):
         try:
-            job = await api.services.handlers.submit(
-                ready, source=Source.API, webhook_url=webhook_url, task_id=task_id
-            )
+            job = await api.services.handlers.submit(ready, source=Source.API, webhook_url=webhook_url, task_id=task_id)
         except IllegalTransition:  # the same Idempotency-Key, at the same moment
             found = await _known_task(api, task_id)
             if found is None:
@@ -153,4 +151,3 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
 async def _until_gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-

@@ -26,9 +26,7 @@ async def all_models(api: ApiDep) -> Response:
     """Checkpoints and LoRAs present now; the folders are read anew."""
     files = api.services.files
     await asyncio.to_thread(files.refresh)
-    return Json(
-        {"model_filenames": files.names(Kind.CHECKPOINT), "lora_filenames": files.names(Kind.LORA)}
-    )
+    return Json({"model_filenames": files.names(Kind.CHECKPOINT), "lora_filenames": files.names(Kind.LORA)})
 
 
 @both(router, "GET", "/v1/engines/styles", operation_id="styles", summary="Style names", responses=_NAMES)

@@ -95,6 +95,7 @@ def _schema(app: FastAPI, request_model: type[GenerationRequest]) -> dict[str, A
         "Bearer": {"type": "http", "scheme": "bearer"},
     }
     made["security"] = [{}, {"ApiKey": []}, {"Bearer": []}]
+    made["paths"]["/v1/engine/control/"]["post"]["parameters"][0]["required"] = True  # unless a body has it
     made["paths"]["/v1/engine/generate/"]["post"]["requestBody"] = {
         "required": True,
         "content": {

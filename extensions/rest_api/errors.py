@@ -5,6 +5,7 @@ import logging
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from extensions.rest_api.bodies import detail_of
 from extensions.rest_api.wire import Json
@@ -74,7 +75,21 @@ async def _on_focale(request: Request, error: Exception) -> Response:
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return Json({"detail": error.detail}, status_code=error.status_code, headers=error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(sorted(allowed_methods(request)))
+    return Json({"detail": error.detail}, status_code=error.status_code, headers=headers)
+
+
+def allowed_methods(request: Request) -> set[str]:
+    """Methods of every route that has the path; the framework tells those of the first one only."""
+    return {
+        method
+        for router in request.app.state.routers
+        for route in router.routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }
 
 
 def _plain(detail: dict[str, object]) -> dict[str, object]:

@@ -16,7 +16,7 @@ from extensions.rest_api.accept import binary_format
 from extensions.rest_api.api import Api, ApiDep, WireDep
 from extensions.rest_api.bodies import ignored_header
 from extensions.rest_api.calls import finished, parsed, submitted
-from extensions.rest_api.routing import both, statuses
+from extensions.rest_api.routing import EVENT_STREAM, both, statuses
 from extensions.rest_api.shapes import ControlReply, RecordReply
 from extensions.rest_api.wire import Json, StreamTranslator, Wire, as_data_uri
 from modules.choices import TaskStatus
@@ -35,7 +35,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
         "or the picture itself (`Accept: image/png`)",
         "model": RecordReply,
         "content": {
-            "text/event-stream": {"schema": {"type": "string"}},
+            **EVENT_STREAM,
             **dict.fromkeys(sorted(set(MEDIA_TYPES.values())), _PICTURE),
         },
         "headers": {
@@ -188,4 +188,3 @@ async def _small_body(request: Request) -> dict[str, str]:
         values = dict(parse_qsl(raw.decode("utf-8", "replace"))) if len(raw) < 10_000 else {}
     found = values.items() if isinstance(values, dict) else ()
     return {str(key): value for key, value in found if isinstance(value, str)}
-

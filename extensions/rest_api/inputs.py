@@ -36,9 +36,7 @@ def _with_stored_image(prompt: ImagePrompt, index: int, sources: ImageSources) -
     return prompt.model_copy(update={"cn_img": stored})
 
 
-def _stored(
-    value: str, field: str | tuple[str | int, ...], sources: ImageSources, *, as_mask: bool = False
-) -> str:
+def _stored(value: str, field: str | tuple[str | int, ...], sources: ImageSources, *, as_mask: bool = False) -> str:
     image = read_image(value, field=field, sources=sources, as_mask=as_mask)
     if image is None or sources.output_root is None:
         return ""

@@ -33,9 +33,7 @@ router = APIRouter(tags=["legacy"])
 Convert = Callable[[Values], Values]
 _MASK_FIELDS = ("input_mask",)
 _JSON_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
-_FORM_BODY = {
-    "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": {"type": "object"}}}}
-}
+_FORM_BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": {"type": "object"}}}}}
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "A list of results, a job (`async_process`), or the picture (`Accept: image/png`)",

@@ -19,6 +19,16 @@ _TEXT: dict[int, str] = {
     503: "The server is shutting down, or the worker is not available",
     507: "The disk is full or read-only",
 }
+EVENT_STREAM: dict[str, Any] = {
+    "text/event-stream": {
+        "schema": {
+            "type": "object",
+            "description": "One event; `data` is JSON.",
+            "properties": {"event": {"type": "string"}, "id": {"type": "string"}, "data": {"type": "string"}},
+            "required": ["data"],
+        }
+    }
+}
 _EMPTY = {404: "There is no such file"}
 
 
@@ -37,7 +47,10 @@ def statuses(*codes: int, empty_404: bool = False) -> dict[int | str, dict[str, 
 
 
 def both(
-    router: APIRouter, method: str, path: str, **options: Any  # noqa: ANN401 — passed on to FastAPI
+    router: APIRouter,
+    method: str,
+    path: str,
+    **options: Any,  # noqa: ANN401 — passed on to FastAPI
 ) -> Callable[[Handler], Handler]:
     """Register a handler with and without a final slash; the path as given is the one in the schema."""
     twin = path.rstrip("/") if path.endswith("/") else path + "/"

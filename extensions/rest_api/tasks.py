@@ -15,7 +15,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from extensions.rest_api.api import Api, ApiDep, WireDep
 from extensions.rest_api.generate import SEND_TIMEOUT_S, base64_results, known_record
 from extensions.rest_api.live import TaskEvents
-from extensions.rest_api.routing import both, statuses
+from extensions.rest_api.routing import EVENT_STREAM, both, statuses
 from extensions.rest_api.shapes import ControlReply, RecordReply, TaskLists
 from extensions.rest_api.wire import Json, Wire, preview_base64
 from modules.choices import TaskStatus
@@ -71,9 +71,7 @@ def _lists(**lists: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return {name: lists.get(name, []) for name in ("history", "current", "pending")}
 
 
-async def _history(
-    api: Api, start_ms: int | None, end_ms: int | None, paging: tuple[int, int] | None
-) -> list[Record]:
+async def _history(api: Api, start_ms: int | None, end_ms: int | None, paging: tuple[int, int] | None) -> list[Record]:
     """Finished records of the window, newest first."""
     if start_ms is not None and end_ms is not None and start_ms >= end_ms:
         return []
@@ -140,10 +138,7 @@ async def cancel_task(task_id: TaskId, api: ApiDep) -> Response:
     router, "GET", "/tasks/{task_id}/events",
     operation_id="follow_task", summary="Follow a task",
     responses={
-        200: {
-            "description": "Named server-sent events",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
-        },
+        200: {"description": "Named server-sent events", "content": EVENT_STREAM},
         **statuses(404),
     },
 )  # fmt: skip
@@ -191,6 +186,4 @@ def _milliseconds(name: str, text: str | None) -> int | None:
 
 
 def _refused(name: str, message: str, value: str | None) -> RequestValidationError:
-    return RequestValidationError(
-        [{"type": "value_error", "loc": ["query", name], "msg": message, "input": value}]
-    )
+    return RequestValidationError([{"type": "value_error", "loc": ["query", name], "msg": message, "input": value}])

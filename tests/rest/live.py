@@ -34,7 +34,10 @@ async def live_server(
     if not (tmp_path / "presets").exists():
         (tmp_path / "presets").symlink_to(ROOT / "presets")
     settings = Settings.load(
-        ["--port", "0", "--temp-path", str(tmp_path / "temp"), *flags], env={}, root=tmp_path, extra=[rest.add_arguments]
+        ["--port", "0", "--temp-path", str(tmp_path / "temp"), *flags],
+        env={},
+        root=tmp_path,
+        extra=[rest.add_arguments],
     )
     settings.prepare()
     settings, listeners = bind(settings)

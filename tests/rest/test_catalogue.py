@@ -49,7 +49,8 @@ async def test_ping(server: Running):
 
 
 @pytest.mark.parametrize(
-    ("word", "kind"), [("Photo", "Photo"), ("Photograph", "Photo"), ("Anime", "Anime"), ("Art/Anime", "Anime"), (None, "Photo")]
+    ("word", "kind"),
+    [("Photo", "Photo"), ("Photograph", "Photo"), ("Anime", "Anime"), ("Art/Anime", "Anime"), (None, "Photo")],
 )
 async def test_describe_knows_the_words_of_the_page_too(server: Running, word, kind):
     server.engine.answers["describe"] = "a dog"
@@ -86,7 +87,9 @@ async def test_describe_without_a_usable_picture_is_422(server: Running, options
 
 
 async def test_a_tool_whose_model_is_missing_says_which(server: Running):
-    server.engine.answers["describe"] = ModelFileMissing("'blip.safetensors' is not in models/; download it from the page.")
+    server.engine.answers["describe"] = ModelFileMissing(
+        "'blip.safetensors' is not in models/; download it from the page."
+    )
     reply = await server.client.post("/v1/tools/describe-image", json={"image": png_base64()})
     assert (reply.status_code, "blip.safetensors" in reply.text) == (422, True)
 
@@ -104,7 +107,9 @@ async def test_generate_mask_answers_with_bare_base64_png(server: Running, tmp_p
     assert (options["mask_model"], options["box_threshold"], options["text_threshold"]) == ("u2netp", 0.3, 0.25)
 
 
-@pytest.mark.parametrize("body", [{}, {"image": png_base64(), "mask_model": "x"}, {"image": png_base64(), "box_threshold": 2}])
+@pytest.mark.parametrize(
+    "body", [{}, {"image": png_base64(), "mask_model": "x"}, {"image": png_base64(), "box_threshold": 2}]
+)
 async def test_generate_mask_refuses_what_does_not_fit(server: Running, body):
     assert (await server.client.post("/v1/tools/generate_mask", json=body)).status_code == 422
 

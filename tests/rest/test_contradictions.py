@@ -237,9 +237,7 @@ async def test_posting_req_params_again_reproduces_the_task(server: Running):
 
 async def test_row_25_big_upscales_are_no_size_limit(server: Running):
     """A large picture is accepted; what is done with it is the engine's business."""
-    stored = await params(
-        server, {"uov_input_image": png_base64(size=(2900, 40)), "uov_method": "Upscale (2x)"}
-    )
+    stored = await params(server, {"uov_input_image": png_base64(size=(2900, 40)), "uov_method": "Upscale (2x)"})
     assert stored["uov_method"] == "Upscale (2x)"
 
 

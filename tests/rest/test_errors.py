@@ -40,7 +40,8 @@ async def test_a_value_that_does_not_fit_is_422_and_queues_nothing(server: Runni
 
 
 @pytest.mark.parametrize(
-    "content", [b"{", b"", b"\xff\xfe", b'"text"', b"[1]", b"null", b"prompt=apple", b'{"a": "\\ud800"}', b"[" * 100_000]
+    "content",
+    [b"{", b"", b"\xff\xfe", b'"text"', b"[1]", b"null", b"prompt=apple", b'{"a": "\\ud800"}', b"[" * 100_000],
 )
 async def test_a_body_that_is_no_json_object_is_422_in_the_usual_shape(server: Running, content):
     reply = await server.client.post("/v1/engine/generate/", content=content)
@@ -49,7 +50,9 @@ async def test_a_body_that_is_no_json_object_is_422_in_the_usual_shape(server: R
 
 
 async def test_an_unknown_name_is_422_with_near_matches(server: Running):
-    server.check.refusal = UnknownName(("loras", 0, "model_name"), "apple.safetensors", ["apples.safetensors"], what="LoRA")
+    server.check.refusal = UnknownName(
+        ("loras", 0, "model_name"), "apple.safetensors", ["apples.safetensors"], what="LoRA"
+    )
     detail = assert_422(await server.generate(), "body", "loras", 0, "model_name")
     assert "apples.safetensors" in detail["msg"]
     assert detail["input"] == "apple.safetensors"
@@ -80,7 +83,12 @@ async def test_a_preset_is_never_a_path(server: Running, name):
 
 
 async def test_an_unknown_task_is_404(server: Running):
-    for method, path in (("GET", "/tasks/x"), ("DELETE", "/tasks/x"), ("POST", "/tasks/x/cancel"), ("GET", "/tasks/x/events")):
+    for method, path in (
+        ("GET", "/tasks/x"),
+        ("DELETE", "/tasks/x"),
+        ("POST", "/tasks/x/cancel"),
+        ("GET", "/tasks/x/events"),
+    ):
         reply = await server.client.request(method, path)
         assert (reply.status_code, reply.json()) == (404, {"detail": "Task not found"})
 

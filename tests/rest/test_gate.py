@@ -52,7 +52,16 @@ async def test_a_key_may_be_any_text(serve: Serve):
 
 async def test_every_route_but_login_health_and_signed_files_needs_the_key(guarded: Running):
     schema = (await guarded.client.get("/openapi.json", headers=PLAIN)).json()
-    paths = [*schema["paths"], "/", "/docs", "/docs/swagger-ui.css", "/openapi.json", "/config", "/gradio_api/info", "/x"]
+    paths = [
+        *schema["paths"],
+        "/",
+        "/docs",
+        "/docs/swagger-ui.css",
+        "/openapi.json",
+        "/config",
+        "/gradio_api/info",
+        "/x",
+    ]
     open_paths = {
         path
         for path in paths
@@ -147,11 +156,15 @@ async def test_answers_carry_security_headers(server: Running):
 async def test_a_key_that_asks_too_often_is_429_and_others_are_not(serve: Serve, tmp_path):
     (tmp_path / "keys").write_text("alpha\nbeta\n")
     server = await serve("--api-keys-file", str(tmp_path / "keys"), "--rate-limit", "3")
-    replies = [await server.client.post("/v1/engine/control/?action=stop", headers={"X-API-KEY": "alpha"}) for _ in range(4)]
+    replies = [
+        await server.client.post("/v1/engine/control/?action=stop", headers={"X-API-KEY": "alpha"}) for _ in range(4)
+    ]
     assert [reply.status_code for reply in replies] == [200, 200, 200, 429]
     assert int(replies[-1].headers["retry-after"]) >= 1
     assert (await server.client.get("/tasks", headers={"X-API-KEY": "alpha"})).status_code == 200
-    assert (await server.client.post("/v1/engine/control/?action=stop", headers={"X-API-KEY": "beta"})).status_code == 200
+    assert (
+        await server.client.post("/v1/engine/control/?action=stop", headers={"X-API-KEY": "beta"})
+    ).status_code == 200
 
 
 async def test_a_key_may_not_fill_the_queue(serve: Serve, tmp_path):

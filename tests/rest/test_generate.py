@@ -48,7 +48,8 @@ async def test_accept_of_type_image_selects_the_picture_over_every_switch(server
 
 
 @pytest.mark.parametrize(
-    "accept", ["*/*", "", "text/html,application/xhtml+xml,image/avif,image/webp,*/*;q=0.8", "application/json", "image"]
+    "accept",
+    ["*/*", "", "text/html,application/xhtml+xml,image/avif,image/webp,*/*;q=0.8", "application/json", "image"],
 )
 async def test_other_accept_headers_select_json(server: Running, accept):
     reply = await server.generate(headers={"accept": accept})
@@ -155,7 +156,9 @@ async def test_stream_progress_never_falls_and_ends_with_the_results(server: Run
 async def test_stream_previews_are_png_data_uris_of_a_quarter_of_the_size(server: Running):
     import base64
 
-    previews = [m["preview"] for m in messages_of((await server.generate({"stream_output": True})).text) if m["preview"]]
+    previews = [
+        m["preview"] for m in messages_of((await server.generate({"stream_output": True})).text) if m["preview"]
+    ]
     assert previews
     picture = picture_of(base64.b64decode(previews[0].removeprefix("data:image/png;base64,")))
     assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (18, 14))

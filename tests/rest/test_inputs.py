@@ -211,7 +211,20 @@ async def test_a_key_the_preset_lacks_leaves_its_field_alone(server: Running, pr
 
 @pytest.mark.parametrize(
     "name",
-    ["../../evil", "a/b", "..", ".hidden", "c:evil", "a\\b", "\u202egnp.exe", "apfel 🍎", "con", "x" * 500, "a\nb", "\x00"],
+    [
+        "../../evil",
+        "a/b",
+        "..",
+        ".hidden",
+        "c:evil",
+        "a\\b",
+        "\u202egnp.exe",
+        "apfel 🍎",
+        "con",
+        "x" * 500,
+        "a\nb",
+        "\x00",
+    ],
 )
 async def test_a_save_name_never_leaves_its_folder(server: Running, name):
     record = (await server.generate({"save_name": name})).json()

@@ -51,7 +51,12 @@ async def test_text_to_image_with_ip(server: Running):
 
 
 async def test_upscale_vary_as_a_form(server: Running):
-    data = {"uov_method": "Upscale (Custom)", "upscale_value": "1.5", "prompt": "x", "style_selections": "Fooocus Sharp, SAI Anime"}
+    data = {
+        "uov_method": "Upscale (Custom)",
+        "upscale_value": "1.5",
+        "prompt": "x",
+        "style_selections": "Fooocus Sharp, SAI Anime",
+    }
     _results, params = await run(server, "/v1/generation/image-upscale-vary", data=data, files={"input_image": image()})
     assert (params["uov_method"], params["upscale_multiple"]) == ("Upscale (Custom)", 1.5)
     assert params["uov_input_image"].startswith("inputs/")
@@ -226,14 +231,20 @@ async def test_advanced_params_move_up(server: Running):
     _results, params = await run(server, "/v1/generation/image-upscale-vary", data=text, files={"input_image": image()})
     assert params["adaptive_cfg"] == 4
     broken = {"advanced_params": "{", "loras": "[", "uov_method": "Disabled"}
-    _results, params = await run(server, "/v1/generation/image-upscale-vary", data=broken, files={"input_image": image()})
+    _results, params = await run(
+        server, "/v1/generation/image-upscale-vary", data=broken, files={"input_image": image()}
+    )
     assert params["adaptive_cfg"] == 7.0
 
 
 async def test_old_names_of_saving(server: Running):
     body = {"save_meta": False, "meta_scheme": "a111", "save_extension": "jpg", "save_name": "own"}
     results, params = await run(server, T2I, json=body)
-    assert (params["save_metadata_to_images"], params["metadata_scheme"], params["output_format"]) == (False, "a1111", "jpg")
+    assert (params["save_metadata_to_images"], params["metadata_scheme"], params["output_format"]) == (
+        False,
+        "a1111",
+        "jpg",
+    )
     assert results[0]["url"].endswith("/own-0.jpg")
 
 

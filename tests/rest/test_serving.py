@@ -294,5 +294,3 @@ def test_a_broken_extension_is_left_out_and_reported(tmp_path, monkeypatch):
 
 def test_the_rest_api_is_found_like_any_other():
     assert [one.name for one in load_extensions().extensions] == ["rest_api"]
-
-

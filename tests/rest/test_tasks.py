@@ -60,7 +60,11 @@ async def test_stop_keeps_finished_pictures_and_lets_the_next_task_start(server:
     server.engine.hold(at_step=3)
     first, second = await server.accepted({"image_number": 3}), await server.accepted()
     await server.engine.held.wait()
-    options = {"query": {"params": {"action": "stop"}}, "json": {"json": {"action": "stop"}}, "form": {"data": {"action": "stop"}}}
+    options = {
+        "query": {"params": {"action": "stop"}},
+        "json": {"json": {"action": "stop"}},
+        "form": {"data": {"action": "stop"}},
+    }
     reply = await server.client.post("/v1/engine/control/", **options[how])
     assert reply.json() == {"message": "task stopped"}
     ended = await server.ended(first)
@@ -209,7 +213,12 @@ async def test_deleting_removes_record_and_pictures_and_nothing_else(server: Run
 
 async def test_deleting_a_window_answers_with_the_deleted_records(server: Running):
     ids = [stored(server, hours) for hours in range(4)]
-    params = {"action": "DELETE", "start_at": "2026-03-01T13:00:00", "end_at": "2026-03-01T14:00:00", "query": "pending"}
+    params = {
+        "action": "DELETE",
+        "start_at": "2026-03-01T13:00:00",
+        "end_at": "2026-03-01T14:00:00",
+        "query": "pending",
+    }
     reply = (await server.client.get("/tasks", params=params)).json()
     assert sorted(record["task_id"] for record in reply["history"]) == ids[1:3]
     assert (reply["current"], reply["pending"]) == ([], [])
@@ -233,7 +242,14 @@ async def test_record_has_every_key_with_its_unset_value(server: Running):
     waiting = (await server.client.get(f"/tasks/{await server.accepted()}")).json()
     assert isinstance(waiting["id"], int)
     assert len(waiting["task_id"]) == 32
-    unset = {"start_mills": -1, "finish_mills": -1, "task_status": "pending", "progress": -1, "webhook_url": "", "result": []}
+    unset = {
+        "start_mills": -1,
+        "finish_mills": -1,
+        "task_status": "pending",
+        "progress": -1,
+        "webhook_url": "",
+        "result": [],
+    }
     assert {key: waiting[key] for key in unset} == unset
     assert waiting["in_queue_mills"] > 0
     assert None not in [waiting[key] for key in unset]
