@@ -27,6 +27,7 @@ TABLE: Final = "history"
 FINAL: Final = tuple(status for status in TaskStatus if status.is_final)
 UNFINISHED: Final = tuple(status for status in TaskStatus if not status.is_final)
 
+_MANY: Final = 2**31
 _READ_AT_ONCE: Final = 50  # records read under one hold of the lock while the words are collected
 
 
@@ -236,12 +237,14 @@ class History:
             page: zero-based.
             page_size: None for all at once.
             start_mills, end_mills: when the task was queued, both ends included; None leaves the end open.
+        Raises:
+            ValueError: page is negative, or page_size is not positive.
         """
-        skip = page * page_size if page_size is not None else 0
+        first, count = _stretch(page, page_size)
         with self.storage.state_lock:
             lists = self._index.of_statuses(statuses)
             low, high = _window(start_mills, end_mills)
-            ids = self._index.newest(lists, low, high, skip, page_size)
+            ids = self._index.newest(lists, low, high, first, count)
         return self._read(ids)
 
     def search(self, wanted: HistoryFilter, *, page: int = 0, page_size: int | None = 10) -> list[Record]:
@@ -249,15 +252,18 @@ class History:
 
         The first search for words, a style or a model reads all requests from the disk once (some forty
         microseconds each); call `read_terms` at a quiet moment to have that done before.
+
+        Raises:
+            ValueError: page is negative, or page_size is not positive.
         """
         if wanted.has_terms:
             self.read_terms()
-        skip = page * page_size if page_size is not None else 0
+        first, count = _stretch(page, page_size)
         low, high = _window(wanted.start_mills, wanted.end_mills)
         with self.storage.state_lock:
             conditions = [self._index.of_statuses(wanted.statuses), *self._conditions(wanted)]
             found = self._index.matching(conditions, low, high)
-            ids = list(islice(found, skip, None if page_size is None else skip + page_size))
+            ids = list(islice(found, first, None if count is None else first + count))
         return self._read(ids)
 
     def _conditions(self, wanted: HistoryFilter) -> Iterator[Sequence[SortedIds]]:
@@ -360,6 +366,15 @@ def _record(document: Mapping[str, Any], doc_id: int) -> Record | None:
     except ValidationError as error:
         logger.error("Document %d of the history is no record: %s", doc_id, error)
         return None
+
+
+def _stretch(page: int, page_size: int | None) -> tuple[int, int | None]:
+    """The first place on a page and how many there are; no list is longer than the numbers here."""
+    if page < 0 or (page_size is not None and page_size < 1):
+        raise ValueError(f"There is no page {page} of {page_size} records; pages count from 0 and hold 1 or more.")
+    if page_size is None:
+        return 0, None
+    return min(page * page_size, _MANY), min(page_size, _MANY)
 
 
 def _window(start_mills: int | None, end_mills: int | None) -> tuple[int, int]:

@@ -87,6 +87,18 @@ def test_pages_are_newest_first_and_hold_ended_tasks_only(history: History) -> N
     assert ids(history.unfinished()) == [3, 24, 25]
 
 
+def test_a_page_far_behind_the_end_is_empty_and_a_wrong_one_is_refused(history: History) -> None:
+    history.add_many(record(number) for number in range(1, 5))
+    every = HistoryFilter()
+    assert history.page(page=10**30, page_size=10**30) == history.search(every, page=10**30) == []
+    assert ids(history.page(page_size=10**30)) == ids(history.search(every, page_size=10**30)) == [4, 3, 2, 1]
+    for page, size in ((-1, 10), (0, 0), (0, -1)):
+        with pytest.raises(ValueError, match="no page"):
+            history.page(page=page, page_size=size)
+        with pytest.raises(ValueError, match="no page"):
+            history.search(every, page=page, page_size=size)
+
+
 def test_a_time_window_includes_both_ends(history: History) -> None:
     history.add_many(record(number) for number in range(1, 11))
     assert ids(history.page(start_mills=3000, end_mills=5000)) == [5, 4, 3]
