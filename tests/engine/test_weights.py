@@ -298,3 +298,21 @@ def test_metadata_of_preview_colours_is_read(tmp_path: Path) -> None:
 
     assert facts.latent_rgb.factors[1] == (0.0, 1.0, 0.0)
     assert facts.latent_rgb.bias == (0.5, 0.0, 0.0)
+
+
+def test_shards_of_a_name_with_brackets_are_found(tmp_path: Path) -> None:
+    for index in (1, 2):
+        save_file({f"t{index}": torch.zeros(1)}, tmp_path / f"a[v1]-{index:05d}-of-00002.safetensors")
+
+    file = open_tensor_file(tmp_path / "a[v1].safetensors")
+
+    assert set(file.shapes) == {"t1", "t2"}
+    assert torch.equal(file.read("t2"), torch.zeros(1))
+
+
+def test_unet_of_unknown_build_is_named_as_such(tmp_path: Path) -> None:
+    tensors = {name: t for name, t in tiny_tensors().items() if not name.startswith("conditioner.")}
+    save_file(tensors, tmp_path / "odd.safetensors")
+
+    with pytest.raises(ModelFileUnusable, match="is of an unknown build and cannot be used as a base model"):
+        _store().base(tmp_path / "odd.safetensors")
