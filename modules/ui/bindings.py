@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import gradio as gr
 from gradio.components import Component
@@ -20,12 +20,22 @@ from modules.ui.layout import Extras, Switches, Viewer, ratios_title
 from modules.ui.run_view import RunView
 from modules.ui.runs import Runs
 
-Updates = dict[Component, Any]
+Update: TypeAlias = dict[str, Any]
+"""Changed properties of one widget, as `gr.update` makes them."""
+Updates: TypeAlias = dict[Component, Any]
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 AT_ONCE: dict[str, Any] = {"queue": False, **PRIVATE}
 REMEMBER_TASK = "(id) => { window.focale.rememberTask(id); return []; }"
 RECALL_TASK = "(id) => [window.focale.recallTask()]"
+
+
+_NO_CHANGE: Update = gr.skip()
+
+
+def _changed(**properties: object) -> Update:
+    """New properties of a widget."""
+    return {"__type__": "update", **properties}
 
 
 class Bindings:
@@ -110,7 +120,9 @@ class Bindings:
             if view.pictures:
                 self._share_results()
             now = self._updates(view)
-            yield {part: new for part, new in now.items() if last.get(part) != new} or {self._viewer.task_id: gr.skip()}
+            yield {part: new for part, new in now.items() if last.get(part) != new} or {
+                self._viewer.task_id: _NO_CHANGE
+            }
             last = now
 
     def _updates(self, view: RunView) -> Updates:
@@ -119,37 +131,37 @@ class Bindings:
         has_gallery = not busy and bool(view.pictures)
         paths = [str(self._root / path) for path in view.pictures] if has_gallery else []
         updates: Updates = {
-            viewer.stage: gr.update(value=markup.stage(view, self._root, self._hint()), visible=not has_gallery),
-            viewer.gallery: gr.update(value=paths, visible=has_gallery, selected_index=0 if has_gallery else None),
-            viewer.progress: gr.update(value=markup.progress_bar(view)),
-            viewer.messages: gr.update(value=markup.messages(view)),
-            viewer.seeds: gr.update(value="" if busy else markup.seeds(view)),
-            viewer.reuse_seed: gr.update(visible=has_gallery and bool(view.seeds)),
-            viewer.generate: gr.update(visible=not busy),
-            viewer.skip: gr.update(visible=busy, interactive=True, value="Skip"),
-            viewer.stop: gr.update(visible=busy, interactive=True, value="Stop"),
+            viewer.stage: _changed(value=markup.stage(view, self._root, self._hint()), visible=not has_gallery),
+            viewer.gallery: _changed(value=paths, visible=has_gallery, selected_index=0 if has_gallery else None),
+            viewer.progress: _changed(value=markup.progress_bar(view)),
+            viewer.messages: _changed(value=markup.messages(view)),
+            viewer.seeds: _changed(value="" if busy else markup.seeds(view)),
+            viewer.reuse_seed: _changed(visible=has_gallery and bool(view.seeds)),
+            viewer.generate: _changed(visible=not busy),
+            viewer.skip: _changed(visible=busy, interactive=True, value="Skip"),
+            viewer.stop: _changed(visible=busy, interactive=True, value="Stop"),
         }
         if view.task_id:
-            updates[viewer.task_id] = gr.update(value=view.task_id)
+            updates[viewer.task_id] = _changed(value=view.task_id)
         if not busy:
-            updates[self._extras.history] = gr.update(value=markup.history_link(self._root, view))
+            updates[self._extras.history] = _changed(value=markup.history_link(self._root, view))
         return updates | self._drawn_seed(view)
 
     def _drawn_seed(self, view: RunView) -> Updates:
         """The seed of the run, in its box: there to be read once Random is off."""
         job = self._services.jobs.get(view.task_id) if view.task_id else None
         box = self._controls.made["image_seed"].widgets[1]
-        return {box: gr.update(value=str(job.request.image_seed))} if job and view.is_busy else {}
+        return {box: _changed(value=str(job.request.image_seed))} if job and view.is_busy else {}
 
-    async def stop(self, task_id: str) -> Any:
+    async def stop(self, task_id: str) -> Update:
         """Stop the run of this page, and say so before it has ended."""
         stopping = await self._runs.stop(task_id)
-        return gr.update(value="Stopping ...", interactive=False) if stopping else gr.skip()
+        return _changed(value="Stopping ...", interactive=False) if stopping else _NO_CHANGE
 
-    async def skip(self, task_id: str) -> Any:
+    async def skip(self, task_id: str) -> Update:
         """Skip the picture in work of this page's run."""
         await self._runs.skip(task_id)
-        return gr.skip()
+        return _NO_CHANGE
 
     def select_picture(self, event: gr.SelectData) -> int:
         """Note which picture of the gallery is in front."""
@@ -160,7 +172,7 @@ class Bindings:
         control = self._controls.made["image_seed"]
         seed = await self._runs.seed_of(task_id, int(selected or 0))
         if seed is None:
-            return [gr.skip() for _widget in control.widgets]
+            return [_NO_CHANGE for _widget in control.widgets]
         return list(control.updates(seed).values())
 
     async def load_parameters(self, text: str) -> Updates:
@@ -176,9 +188,9 @@ class Bindings:
 
     def _set_page(self, found: ReadParameters) -> Updates:
         updates = self._controls.updates(found.request)
-        updates[self._viewer.messages] = gr.update(value=markup.notes(found.problems))
+        updates[self._viewer.messages] = _changed(value=markup.notes(found.problems))
         if found.request:
-            updates[self._switches.advanced] = gr.update(value=True)
+            updates[self._switches.advanced] = _changed(value=True)
         return updates
 
     # -- switches -----------------------------------------------------------------------------------------------
@@ -207,14 +219,14 @@ class Bindings:
 
     def _connect_settings(self) -> None:
         controls, extras = self._controls, self._extras
-        size = controls.widget("aspect_ratios_selection")
-        size.change(lambda chosen: gr.update(label=ratios_title(chosen)), size, extras.ratios, **AT_ONCE)
-        performance = controls.widget("performance_selection")
+        size = cast(gr.Radio, controls.widget("aspect_ratios_selection"))
+        size.change(lambda chosen: _changed(label=ratios_title(chosen)), size, extras.ratios, **AT_ONCE)
+        performance = cast(gr.Radio, controls.widget("performance_selection"))
         locked = [controls.widget(name) for name in forced_names()]
         more = [controls.widget("negative_prompt"), controls.widget("disable_intermediate_results")]
         performance.change(self.lock_forced, performance, [*locked, *more], **AT_ONCE)
         random, seed = controls.made["image_seed"].widgets
-        random.change(lambda is_random: gr.update(visible=not is_random), random, seed, **AT_ONCE)
+        cast(gr.Checkbox, random).change(lambda is_random: _changed(visible=not is_random), random, seed, **AT_ONCE)
         styles = controls.widget("style_selections")
         search = extras.style_search
         search.input(self.sort_styles, [search, styles], styles, trigger_mode="always_last", **AT_ONCE)
@@ -229,19 +241,19 @@ class Bindings:
         fixed = FIXED_BY_PERFORMANCE[mode].forced
         fast = is_distilled(mode)
         return [
-            *(gr.update(interactive=name not in fixed) for name in forced_names()),
-            gr.update(visible=not fast),
-            gr.update(value=fast),
+            *(_changed(interactive=name not in fixed) for name in forced_names()),
+            _changed(visible=not fast),
+            _changed(value=fast),
         ]
 
-    def sort_styles(self, search: str, chosen: list[str]) -> Any:
+    def sort_styles(self, search: str, chosen: list[str]) -> Update:
         """Matches first while someone searches, then what is chosen, then all others."""
         wanted = search.strip().casefold()
         names = self._services.styles.names
         matches = [name for name in names if wanted and wanted in name.casefold()]
         kept = [name for name in chosen if name not in matches]
         rest = [name for name in names if name not in matches and name not in kept]
-        return gr.update(choices=[*matches, *kept, *rest])
+        return _changed(choices=[*matches, *kept, *rest])
 
     async def refresh(self, values: Mapping[Component, object]) -> Updates:
         """Read the model folders anew and offer what is there now."""
@@ -255,7 +267,7 @@ class Bindings:
         try:
             preset = await asyncio.to_thread(load_preset, self._services.settings.paths.presets, name)
         except FocaleError as error:
-            return {self._viewer.messages: gr.update(value=markup.problem(sentence_of(error)))}
+            return {self._viewer.messages: _changed(value=markup.problem(sentence_of(error)))}
         fields = {**self._start_values(), **preset.request_fields}
         model = preset.model(self._services.files.names(Kind.CHECKPOINT))
         if model:
@@ -264,7 +276,7 @@ class Bindings:
         if not fields.get("prompt"):
             fields.pop("prompt", None)
         updates = self._controls.updates(fields)
-        updates[self._viewer.messages] = gr.update(value=markup.notes(notes))
+        updates[self._viewer.messages] = _changed(value=markup.notes(notes))
         return updates
 
     def _start_values(self) -> dict[str, object]:
@@ -273,7 +285,7 @@ class Bindings:
 
     def _without_missing_loras(self, fields: dict[str, object]) -> list[str]:
         """Switch off rows whose file is absent, in place; returns a sentence for each."""
-        rows = [dict(row) for row in fields.get("loras", ())]  # type: ignore[call-overload]
+        rows = [dict(row) for row in cast(list[dict[str, Any]], fields.get("loras", []))]
         notes = []
         for row in rows:
             missing = row["model_name"] != "None" and self._services.files.find(Kind.LORA, row["model_name"]) is None
@@ -284,9 +296,9 @@ class Bindings:
         return notes
 
 
-def show_panel(is_open: bool) -> Any:
+def show_panel(is_open: bool) -> Update:
     """Show or hide a panel."""
-    return gr.update(visible=is_open)
+    return _changed(visible=is_open)
 
 
 def forced_names() -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias, cast
 
 import gradio as gr
 from annotated_types import Ge, Le
+from gradio.blocks import Block
 from gradio.components import Component
 from pydantic.fields import FieldInfo
 
@@ -95,7 +96,7 @@ class Control:
         return {widget: gr.update(**new) for widget, new in zip(self.widgets, shown, strict=True)}
 
 
-Maker: TypeAlias = Callable[[Declared, Any, Callable[[], Offer]], Control]
+Maker: TypeAlias = Callable[[Declared, object, Callable[[], Offer]], Control]
 
 
 @dataclass
@@ -134,7 +135,7 @@ class Controls:
         return [control for control in self.made.values() if control.declared.ui.works]
 
     @property
-    def inputs(self) -> set[Component]:
+    def inputs(self) -> set[Block]:
         """Every widget whose value goes into a request."""
         return {widget for control in self.working for widget in control.widgets}
 
@@ -187,23 +188,25 @@ def _single(declared: Declared, widget: Component, show: Callable[[Any], Propert
     return Control(declared, (widget,), lambda values: values[0], lambda value: [shown(value)])
 
 
-def _checkbox(declared: Declared, value: Any, _offer: Callable[[], Offer]) -> Control:
+def _checkbox(declared: Declared, value: object, _offer: Callable[[], Offer]) -> Control:
     return _single(declared, gr.Checkbox(value=bool(value), container=False, **_common(declared)))
 
 
-def _slider(declared: Declared, value: Any, _offer: Callable[[], Offer]) -> Control:
+def _slider(declared: Declared, value: object, _offer: Callable[[], Offer]) -> Control:
     low, high = declared.bounds
-    return _single(declared, gr.Slider(low, high, value=value, step=declared.ui.step, buttons=[], **_common(declared)))
+    return _single(
+        declared, gr.Slider(low, high, value=cast(float, value), step=declared.ui.step, buttons=[], **_common(declared))
+    )
 
 
-def _textbox(declared: Declared, value: Any, _offer: Callable[[], Offer]) -> Control:
+def _textbox(declared: Declared, value: object, _offer: Callable[[], Offer]) -> Control:
     lines = declared.ui.lines
-    return _single(declared, gr.Textbox(value=value, lines=lines, max_lines=lines + 8, **_common(declared)))
+    return _single(declared, gr.Textbox(value=str(value), lines=lines, max_lines=lines + 8, **_common(declared)))
 
 
-def _prompt(declared: Declared, value: Any, _offer: Callable[[], Offer]) -> Control:
+def _prompt(declared: Declared, value: object, _offer: Callable[[], Offer]) -> Control:
     box = gr.Textbox(
-        value=value,
+        value=str(value),
         show_label=False,
         container=False,
         label=declared.title,
@@ -216,7 +219,7 @@ def _prompt(declared: Declared, value: Any, _offer: Callable[[], Offer]) -> Cont
     return _single(declared, box)
 
 
-def _choice(declared: Declared, value: Any, _offer: Callable[[], Offer]) -> Control:
+def _choice(declared: Declared, value: object, _offer: Callable[[], Offer]) -> Control:
     kind = cast(type[StrEnum], declared.info.annotation)
     members = [member for member in kind if member is not OutputFormat.JPG]
     choices = [(DISTINCT_LABELS.get(member, member.value), member.value) for member in members]
@@ -226,14 +229,14 @@ def _choice(declared: Declared, value: Any, _offer: Callable[[], Offer]) -> Cont
     return _single(declared, widget, lambda value: {"value": "jpeg" if value == "jpg" else str(value)})
 
 
-def _image_number(declared: Declared, value: Any, offer: Callable[[], Offer]) -> Control:
+def _image_number(declared: Declared, value: object, offer: Callable[[], Offer]) -> Control:
     low, high = declared.bounds
     most = min(int(high), offer().max_images)
-    widget = gr.Slider(low, most, value=min(value, most), step=1, buttons=[], **_common(declared))
+    widget = gr.Slider(low, most, value=min(cast(int, value), most), step=1, buttons=[], **_common(declared))
     return _single(declared, widget, lambda value: {"value": min(value, most)})
 
 
-def _aspect_ratio(declared: Declared, value: Any, offer: Callable[[], Offer]) -> Control:
+def _aspect_ratio(declared: Declared, value: object, offer: Callable[[], Offer]) -> Control:
     def show(size: str) -> Properties:
         size = "{}*{}".format(*parse_size(size))
         sizes = list(offer().ratios)
@@ -244,42 +247,40 @@ def _aspect_ratio(declared: Declared, value: Any, offer: Callable[[], Offer]) ->
     return _single(declared, gr.Radio(**show(str(value)), **common), show)
 
 
-def _styles(declared: Declared, value: Any, offer: Callable[[], Offer]) -> Control:
+def _styles(declared: Declared, value: object, offer: Callable[[], Offer]) -> Control:
     def show(chosen: Sequence[str]) -> Properties:
         known = offer().styles
         names = [name for name in chosen if name in known]
         return {"choices": [*names, *(name for name in known if name not in names)], "value": names}
 
     common = _common(declared) | {"info": None, "show_label": False}
-    widget = gr.CheckboxGroup(**show(list(value)), **common, elem_classes=["focale-styles"])
+    widget = gr.CheckboxGroup(**show(cast(Sequence[str], value)), **common, elem_classes=["focale-styles"])
     return _single(declared, widget, show)
 
 
-def _file(names: Callable[[Offer], Sequence[str]], none: str | None, lack: str) -> Maker:
+def _file(names: Callable[[Offer], Sequence[str]], none: str | None) -> Maker:
     """A dropdown of files; a value whose file is absent is offered too, and says so."""
 
-    def make(declared: Declared, value: Any, offer: Callable[[], Offer]) -> Control:
+    def make(declared: Declared, value: object, offer: Callable[[], Offer]) -> Control:
         def show(chosen: str) -> Properties:
-            return {"choices": file_choices(names(offer()), chosen, none, lack), "value": chosen}
+            return {"choices": file_choices(names(offer()), chosen, none), "value": chosen}
 
         return _single(declared, gr.Dropdown(**show(str(value)), **_common(declared)), show)
 
     return make
 
 
-def file_choices(
-    present: Iterable[str], chosen: str, none: str | None, lack: str = "not here"
-) -> list[tuple[str, str]]:
+def file_choices(present: Iterable[str], chosen: str, none: str | None) -> list[tuple[str, str]]:
     """(label, value) of the files present, with the choice for "no file" first if there is one."""
     choices = [(name, name) for name in present]
     if none is not None:
         choices.insert(0, (none, none))
     if chosen not in (value for _label, value in choices):
-        choices.insert(0, (missing_label(chosen, lack), chosen))
+        choices.insert(0, (missing_label(chosen), chosen))
     return choices
 
 
-def _seed(declared: Declared, value: Any, _offer: Callable[[], Offer]) -> Control:
+def _seed(declared: Declared, value: object, _offer: Callable[[], Offer]) -> Control:
     """A switch for random seeds and a text box: numbers of JavaScript would lose digits."""
 
     def show(seed: int) -> Sequence[Properties]:
@@ -290,7 +291,7 @@ def _seed(declared: Declared, value: Any, _offer: Callable[[], Offer]) -> Contro
         is_random, text = values
         return -1 if is_random or not str(text).strip().isdecimal() else int(str(text).strip())
 
-    switch, box = show(int(value))
+    switch, box = show(cast(int, value))
     widgets = (
         gr.Checkbox(
             label="Random", info="Draw a new seed for every run.", elem_id="seed_random", container=False, **switch
@@ -300,11 +301,11 @@ def _seed(declared: Declared, value: Any, _offer: Callable[[], Offer]) -> Contro
     return Control(declared, widgets, read, show)
 
 
-def _loras(declared: Declared, value: Any, offer: Callable[[], Offer]) -> Control:
+def _loras(declared: Declared, value: object, offer: Callable[[], Offer]) -> Control:
     rows = offer().lora_rows
     low, high = offer().lora_weights
 
-    def show(given: Sequence[Any]) -> list[Properties]:
+    def show(given: Sequence[object]) -> list[Properties]:
         sent = [row if isinstance(row, Lora) else Lora.model_validate(row) for row in given][:rows]
         sent += [Lora(enabled=True, model_name=NO_MODEL, weight=1.0)] * (rows - len(sent))
         properties: list[Properties] = []
@@ -323,7 +324,7 @@ def _loras(declared: Declared, value: Any, offer: Callable[[], Offer]) -> Contro
             for enabled, name, weight in zip(values[::3], values[1::3], values[2::3], strict=True)
         ]
 
-    shown = show(value)
+    shown = show(cast(Sequence[object], value))
     widgets: list[Component] = []
     for row in range(rows):
         with gr.Row(elem_classes=["focale-lora"]):
@@ -346,7 +347,7 @@ SPECIAL: Mapping[str, Maker] = {
     "style_selections": _styles,
     "image_seed": _seed,
     "loras": _loras,
-    "base_model_name": _file(lambda offer: offer.checkpoints, None, "not here, the demo model stands in"),
-    "refiner_model_name": _file(lambda offer: offer.checkpoints, NO_MODEL, "not here"),
-    "vae_name": _file(lambda offer: offer.vaes, DEFAULT_VAE, "not here"),
+    "base_model_name": _file(lambda offer: offer.checkpoints, None),
+    "refiner_model_name": _file(lambda offer: offer.checkpoints, NO_MODEL),
+    "vae_name": _file(lambda offer: offer.vaes, DEFAULT_VAE),
 }

@@ -17,9 +17,9 @@ def aspect_label(size: str) -> str:
     return f"{width}×{height} ∣ {width // shared}:{height // shared}"
 
 
-def missing_label(name: str, lack: str) -> str:
+def missing_label(name: str) -> str:
     """A file name that says that the file is absent."""
-    return f"{name} ({lack})"
+    return f"not here: {name}"
 
 
 def field_title(path: Iterable[str | int]) -> str:

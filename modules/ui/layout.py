@@ -123,7 +123,8 @@ def panel_to_come(places: tuple[str, ...], *, is_open: bool, elem_id: str) -> gr
     """A panel that says what it will do; the API answers such requests with the field that is too early."""
     what = [PANELS_TO_COME[place] for place in places]
     listed = ", ".join(what[:-1]) + (" and " if len(what) > 1 else "") + what[-1]
-    with gr.Column(visible=is_open, elem_id=elem_id) as panel:
+    panel = gr.Column(visible=is_open, elem_id=elem_id)
+    with panel:
         gr.HTML(markup.notes([f"Focale cannot {listed} yet; this version makes pictures from words."]))
     return panel
 
@@ -195,7 +196,8 @@ def ratios_title(size: str) -> str:
 
 
 def _debug_tabs(controls: Controls) -> gr.Column:
-    with gr.Column(visible=False, elem_id="debug_panel") as panel, gr.Tabs():
+    panel = gr.Column(visible=False, elem_id="debug_panel")
+    with panel, gr.Tabs():
         with gr.Tab("Debug Tools"):
             controls.put(
                 "adm_scaler_positive", "adm_scaler_negative", "adm_scaler_end", "refiner_swap_method", "adaptive_cfg",

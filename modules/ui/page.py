@@ -3,6 +3,7 @@
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -18,6 +19,7 @@ from modules.serving import Page
 from modules.ui import layout, markup, theme
 from modules.ui.bindings import Bindings
 from modules.ui.controls import Controls, Offer
+from modules.ui.endpoint import add_endpoint
 from modules.ui.run_view import RunView
 from modules.version import VERSION
 
@@ -41,8 +43,7 @@ def build_page(services: Services, extensions: Sequence[Extension]) -> Page:
         footer_links=["api", "settings"],
         run_history=False,
         theme=theme.make_theme(),
-        css=theme.stylesheet(),
-        head=theme.script(),
+        head=theme.head(),
         ssr_mode=False,
         mcp_server=False,
         max_file_size=f"{settings.web_upload_size}mb",
@@ -66,7 +67,8 @@ def build_blocks(services: Services, extensions: Sequence[Extension]) -> gr.Bloc
     controls = Controls(lambda: offer(services), settings.page_defaults())
     share = ResultFolders(settings.paths.outputs)
     share()
-    with gr.Blocks(title=f"Focale {VERSION}", fill_width=True, delete_cache=(CACHE_S, CACHE_S)) as blocks:
+    blocks = gr.Blocks(title=f"Focale {VERSION}", fill_width=True, delete_cache=(CACHE_S, CACHE_S))
+    with blocks:
         with gr.Row(elem_id="columns"):
             with gr.Column(scale=2, min_width=320, elem_id="left_column"):
                 stage = markup.stage(RunView(), settings.paths.outputs, demo_hint(services))
@@ -88,14 +90,13 @@ def build_blocks(services: Services, extensions: Sequence[Extension]) -> gr.Bloc
                     preset=settings.preset or INITIAL,
                     link=markup.history_link(settings.paths.outputs, RunView()),
                     api_enabled=services.state.api_enabled,
-                    extensions=[
-                        (one.name, lambda one=one: one.add_tab(services)) for one in extensions if has_tab(one)
-                    ],
+                    extensions=[(one.name, partial(one.add_tab, services)) for one in extensions if has_tab(one)],
                 )
         switches = layout.Switches(
             input_image=boxes[0], enhance=boxes[1], advanced=boxes[2],
             input_panel=inputs, enhance_panel=enhance, advanced_panel=right,
         )  # fmt: skip
+        add_endpoint(services, share)
         Bindings(
             services, controls=controls, viewer=viewer, switches=switches, extras=extras,
             share_results=share, hint=lambda: demo_hint(services),
@@ -147,5 +148,5 @@ class ResultFolders:
         """Share the day folders that are new."""
         new = set(markup.day_folders(self._root)) - self._shared
         if new:
-            gr.set_static_paths(sorted(new))  # type: ignore[arg-type]
+            gr.set_static_paths(sorted(new))
             self._shared |= new

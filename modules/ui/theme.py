@@ -38,6 +38,8 @@ def make_theme() -> gr.themes.Base:
         block_title_text_weight="600",
         block_title_text_size="*text_sm",
         block_info_text_size="*text_xs",
+        block_info_text_color="*neutral_500",
+        block_info_text_color_dark="*neutral_400",
         input_background_fill="#ffffff",
         input_background_fill_dark="#14171a",
         input_border_width="1px",
@@ -66,11 +68,10 @@ def make_theme() -> gr.themes.Base:
     )
 
 
-def stylesheet() -> str:
-    """Our rules on top of the theme."""
-    return (STATIC / "page.css").read_text(encoding="utf-8")
+def head() -> str:
+    """Head markup: our rules on top of the theme, and the page's own script.
 
-
-def script() -> str:
-    """Head markup with the page's own script: shortcuts, the task id of the tab, pasted parameters."""
-    return f"<script>{(STATIC / 'page.js').read_text(encoding='utf-8')}</script>"
+    Not Gradio's `css`: it puts every rule below its own container, where nothing can hang on the page's body.
+    """
+    rules, script = ((STATIC / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    return f"<style>{rules}</style><script>{script}</script>"

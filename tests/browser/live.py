@@ -10,7 +10,9 @@ from pathlib import Path
 from extensions.rest_api.extension import RestApi
 from modules import serving
 from modules.assembly import build_services
+from modules.events import Event, Failed, ImageSaved
 from modules.extensions import Services
+from modules.jobs import Job
 from modules.settings import Settings
 from modules.ui.page import build_page
 from tests.fakes import FakeEngine
@@ -30,9 +32,50 @@ class Live:
     api_url: str
     loop: asyncio.AbstractEventLoop
 
+    @property
+    def outputs(self) -> Path:
+        """Where the server writes."""
+        return self.services.settings.paths.outputs
+
     def call(self, act: Callable[[], object]) -> None:
-        """Run something in the server's loop."""
-        self.loop.call_soon_threadsafe(act)
+        """Run something in the server's loop, and wait until it is done."""
+        done = threading.Event()
+        self.loop.call_soon_threadsafe(lambda: (act(), done.set()))
+        assert done.wait(10)
+
+    def hold(self, at_step: int, *, after_pictures: int = 0) -> None:
+        """Make runs wait before this step, of the pictures after the next `after_pictures`."""
+        if not after_pictures:
+            self.call(lambda: self.engine.hold(at_step))
+            return
+
+        def hold_then(job: Job, event: Event) -> None:
+            nonlocal after_pictures
+            after_pictures -= isinstance(event, ImageSaved)
+            if isinstance(event, ImageSaved) and after_pictures == 0:
+                self.engine.hold(at_step)
+
+        self.call(lambda: self.services.jobs.on_event(hold_then))
+
+    def release(self) -> None:
+        """Let runs go on."""
+        self.call(self.engine.release)
+
+    def fail(self, failure: Failed) -> None:
+        """Make runs fail."""
+        self.call(lambda: setattr(self.engine, "failure", failure))
+
+    def settle(self) -> None:
+        """Let runs go on and succeed, and wait until none is left."""
+
+        async def idle() -> None:
+            self.engine.failure = None
+            self.engine.release()
+            for job in filter(None, [self.services.jobs.running, *self.services.jobs.waiting]):
+                async for _event in job.log.follow():
+                    pass
+
+        asyncio.run_coroutine_threadsafe(idle(), self.loop).result(30)
 
 
 def load_settings(folder: Path, *flags: str) -> Settings:
