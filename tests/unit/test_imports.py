@@ -137,7 +137,7 @@ def test_the_checker_sees_imports_inside_functions_and_skips_those_of_type_check
 
 def web_modules() -> list[str]:
     """Modules of the web process that serve without the page."""
-    worker_only = ("modules.engine", "modules.generate", "modules.ui")
+    worker_only = ("modules.engine", "modules.generate", "modules.tools", "modules.ui")
     return sorted(name for name in SOURCES if name != "webui" and not name.startswith(worker_only))
 
 
