@@ -230,11 +230,16 @@ class ArtSet:
     pixels: np.ndarray
 
     def pick(
-        self, *, styles: tuple[Style, ...] = TRAINING_STYLES, core: bool = True, limit: int | None = None
+        self,
+        *,
+        styles: tuple[Style, ...] = TRAINING_STYLES,
+        core: bool = True,
+        limit: int | None = None,
+        labels: frozenset[str] | None = None,
     ) -> list[int]:
-        """Indices of the pictures of these styles, of the first `limit` (core) concepts."""
-        chosen = [index for index, concept in enumerate(self.concepts) if concept.core or not core]
-        allowed = set(chosen[:limit])
+        """Indices of the pictures of these styles, of the first `limit` (core) concepts, or of those so labelled."""
+        chosen = [index for index, concept in enumerate(self.concepts) if concept.core or not core][:limit]
+        allowed = {index for index in chosen if labels is None or self.concepts[index].label in labels}
         return [i for i, (concept, style) in enumerate(self.items) if concept in allowed and style in styles]
 
 

@@ -7,10 +7,17 @@ from pathlib import Path
 
 from training.art import ArtSet
 
+EVERYDAY_FILE = Path(__file__).with_name("everyday.txt")
+
+
+def read_labels(file: Path) -> frozenset[str]:
+    """The labels in a text file, one a line."""
+    return frozenset(file.read_text(encoding="utf-8").splitlines()) - {""}
+
 
 def everyday_labels() -> frozenset[str]:
     """Labels of the concepts that prompts name most often."""
-    return frozenset(Path(__file__).with_name("everyday.txt").read_text(encoding="utf-8").split("\n")) - {""}
+    return read_labels(EVERYDAY_FILE)
 
 
 class Curriculum:
@@ -19,10 +26,18 @@ class Curriculum:
     Args:
         rows: index into the art set's items, per cached row.
         everyday_share: share of draws from everyday concepts, 0–1; None draws every row alike.
+        labels: which concepts count as everyday ones.
     """
 
-    def __init__(self, art: ArtSet, rows: Sequence[int], *, everyday_share: float | None) -> None:
-        labels = everyday_labels()
+    def __init__(
+        self,
+        art: ArtSet,
+        rows: Sequence[int],
+        *,
+        everyday_share: float | None,
+        labels: frozenset[str] | None = None,
+    ) -> None:
+        labels = everyday_labels() if labels is None else labels
         everyday = [art.concepts[art.items[item][0]].label in labels for item in rows]
         count = sum(everyday)
         if everyday_share is None or count in (0, len(rows)):

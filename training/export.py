@@ -20,7 +20,7 @@ from modules.engine import keys
 from modules.engine.tensorfile import open_tensor_file
 from training.art import load_art
 from training.latents import encode_pixels
-from training.nets import NATIVE_PX, TEXT_HEADS, load_vae
+from training.nets import LAYERS, NATIVE_PX, TEXT_HEADS, VAE_LEVELS, load_vae
 from training.pictures import compose, random_colour
 from training.runs import averaged_weights
 from training.stages import StateFolder, stage_parser, start_logging
@@ -30,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 SHARD_LIMIT_BYTES = 60_000_000
 TABLE_SUFFIX = "token_embedding.weight"
-LAYERS = (2, 2, 2)
-VAE_LEVELS = 4
 PREVIEW_PICTURES = 96
 
 

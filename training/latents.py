@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from training.art import ArtSet, load_art
+from training.curriculum import read_labels
 from training.nets import SCALING_FACTOR, load_vae
 from training.pictures import CENTRED, compose, random_colour
 from training.stages import StateFolder, stage_parser, start_logging
@@ -88,7 +89,8 @@ def main() -> None:
     state = StateFolder(arguments.state)
     art = load_art(state.file("art"))
     rng = random.Random(f"{arguments.height}x{arguments.width}:{arguments.seed}")
-    pictures = art.pick(limit=arguments.concepts)
+    labels = read_labels(arguments.only) if arguments.only else None
+    pictures = art.pick(limit=arguments.concepts, labels=labels)
     rng.shuffle(pictures)
     vae = load_vae(state.file("vae")).to(memory_format=torch.channels_last)
     cache = encode_pictures(vae, art, pictures, height=arguments.height, width=arguments.width, rng=rng)

@@ -38,6 +38,7 @@ def stage_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--state", type=Path, default=default_state(), help="folder for data and checkpoints")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this much wall time")
     parser.add_argument("--concepts", type=int, default=None, help="use only the first N core concepts")
+    parser.add_argument("--only", type=Path, default=None, help="file of labels, one a line: use only these concepts")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random in the stage")
     parser.add_argument("--resume", action="store_true", help="continue from the stage's own checkpoint")
     return parser

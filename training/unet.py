@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from training.art import ArtSet, load_art
 from training.captions import caption, filler_words
-from training.curriculum import Curriculum
+from training.curriculum import Curriculum, read_labels
 from training.latents import LatentCache, load_cache
 from training.nets import (
     DOWNSCALE,
@@ -98,9 +98,24 @@ class Bucket:
         return height * DOWNSCALE, width * DOWNSCALE
 
 
-def load_buckets(
-    folder: Path, art: ArtSet, *, batch: int, everyday_share: float | None, limit: int | None
-) -> list[Bucket]:
+@dataclass(frozen=True)
+class Choice:
+    """Which pictures are drawn, and how often.
+
+    Attributes:
+        limit: only the first so many core concepts; None takes all.
+        only: only concepts with these labels; None takes all.
+        favoured: labels with a share of their own; None takes the everyday ones.
+        share: their share of the draws, 0–1; None draws every picture alike.
+    """
+
+    limit: int | None = None
+    only: frozenset[str] | None = None
+    favoured: frozenset[str] | None = None
+    share: float | None = None
+
+
+def load_buckets(folder: Path, art: ArtSet, *, batch: int, choice: Choice) -> list[Bucket]:
     """One bucket per picture size; `batch` counts native pictures, smaller ones come in larger batches.
 
     Raises:
@@ -111,7 +126,7 @@ def load_buckets(
         by_size.setdefault(file.stem.rpartition("-")[0], []).append(load_cache(file))
     if not by_size:
         raise FileNotFoundError(f"{folder} has no latents; run: python -m training.latents")
-    allowed = set(art.pick(limit=limit))
+    allowed = set(art.pick(limit=choice.limit, labels=choice.only))
     buckets = []
     for caches in by_size.values():
         kept = [[row for row, item in enumerate(cache.items) if item in allowed] for cache in caches]
@@ -121,7 +136,7 @@ def load_buckets(
             [cache.colours[row] for cache, rows in zip(caches, kept, strict=True) for row in rows],
         )
         cells = merged.latents.shape[-2] * merged.latents.shape[-1]
-        curriculum = Curriculum(art, merged.items, everyday_share=everyday_share)
+        curriculum = Curriculum(art, merged.items, everyday_share=choice.share, labels=choice.favoured)
         buckets.append(Bucket(merged, curriculum, max(4, min(2 * batch, batch * 256 // cells))))
     return buckets
 
@@ -175,10 +190,13 @@ class NoiseTrainer:
         network: {"unet", "text"}.
         shared: generator that gives the same numbers in every process.
         own: generator of this process.
+        suffix: words behind every caption that is not empty.
     """
 
-    def __init__(self, network: nn.ModuleDict, art: ArtSet, *, shared: random.Random, own: random.Random) -> None:
-        self._unet, self._text, self._art = network["unet"], network["text"], art
+    def __init__(
+        self, network: nn.ModuleDict, art: ArtSet, *, shared: random.Random, own: random.Random, suffix: str = ""
+    ) -> None:
+        self._unet, self._text, self._art, self._suffix = network["unet"], network["text"], art, suffix
         self.shared, self._own = shared, own
         self._noising = min_snr_noising()
 
@@ -202,7 +220,8 @@ class NoiseTrainer:
             return ", ".join(negative) if self._own.random() < 0.3 else ""
         concept, style = self._art.items[bucket.cache.items[row]]
         filler = 0.3 if plan.length > SHORT else 0.0
-        return caption(self._art.concepts[concept], style, bucket.cache.colours[row], rng=self._own, filler=filler)
+        text = caption(self._art.concepts[concept], style, bucket.cache.colours[row], rng=self._own, filler=filler)
+        return f"{text}, {self._suffix}" if self._suffix else text
 
     def _encode(self, texts: list[str], plan: TextPlan) -> Encoding:
         with torch.set_grad_enabled(plan.gradient):
@@ -260,9 +279,9 @@ def train(arguments: argparse.Namespace) -> None:
     if arguments.finish is not None:
         until = run.samples + arguments.finish if until is None else until
         schedule = replace(schedule, decay_from=until - arguments.finish, decay_to=until)
-    buckets = load_buckets(
-        state.file("latents"), art, batch=arguments.batch, everyday_share=arguments.everyday, limit=arguments.concepts
-    )
+    only, favoured = (read_labels(file) if file else None for file in (arguments.only, arguments.favour))
+    choice = Choice(limit=arguments.concepts, only=only, favoured=favoured, share=arguments.everyday)
+    buckets = load_buckets(state.file("latents"), art, batch=arguments.batch, choice=choice)
     weights = bucket_weights(buckets, arguments.small)
     shared = random.Random(f"{arguments.seed}:{run.samples}")
     trainer = NoiseTrainer(network, art, shared=shared, own=seeded(arguments.seed, "unet", run.samples))
@@ -300,6 +319,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=4000, help="samples over which the rate rises")
     parser.add_argument("--small", type=float, default=0.0, help="share of steps on 64 px pictures, 0-1")
     parser.add_argument("--everyday", type=float, default=None, help="share of everyday concepts, 0-1; default: even")
+    parser.add_argument("--favour", type=Path, default=None, help="file of labels that count as everyday concepts")
     parser.add_argument("--long", type=float, default=0.25, help="share of steps with 77 tokens per chunk, 0-1")
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()

@@ -90,7 +90,7 @@ def test_loss_starts_near_one_and_trains_the_towers_if_planned(
 ) -> None:
     network = unet.build_network(TABLES, VOCABULARY, seed=0)
     rng = unet.seeded(0, "test")
-    buckets = unet.load_buckets(state.file("latents"), art, batch=2, everyday_share=None, limit=None)
+    buckets = unet.load_buckets(state.file("latents"), art, batch=2, choice=unet.Choice())
     loss = unet.NoiseTrainer(network, art, shared=rng, own=rng).loss(buckets[0], plan)
     loss.backward()
     assert 0.3 < float(loss.detach()) < 3
@@ -108,11 +108,8 @@ def test_timesteps_are_weighed_as_min_snr() -> None:
 
 
 @pytest.mark.slow
-def test_vae_stage_trains_whitens_and_measures(
-    stage: Stage, state: StateFolder, art: ArtSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_vae_stage_trains_whitens_and_measures(stage: Stage, state: StateFolder, art: ArtSet) -> None:
     kept = {file.name: file.read_bytes() for file in state.file("vae").iterdir()}
-    monkeypatch.setattr(vae, "KL_WEIGHT", 1e-3)
     try:
         stage(vae, "--samples", 10, "--batch", 3, "--processes", 1)
         trained = vae.load_vae(state.file("vae"))
