@@ -55,11 +55,6 @@ _IMAGE_FEATURES: tuple[tuple[str, str, Callable[[GenerationRequest], bool]], ...
             or any(enhancement.enhance_enabled for enhancement in request.enhance_ctrls)
         ),
     ),
-    (
-        "black_out_nsfw",
-        "tell safe pictures from unsafe ones",
-        lambda request: request.black_out_nsfw,
-    ),
 )
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from modules.control import Control
 from modules.engine.batches import rows_per_batch, split_into_batches
+from modules.engine.censor import blacked_out
 from modules.engine.condition import Conditioning, TextConditioner, stack_conditionings
 from modules.engine.decode import LinearPreview, NetworkPreview, Preview, decode_latents
 from modules.engine.device import DevicePolicy, choose_policy
@@ -24,7 +25,7 @@ from modules.engine.sample import SamplingStep
 from modules.engine.samplers import SAMPLERS
 from modules.engine.store import ModelStore, SdxlModel
 from modules.engine.tokens import ClipTokenizer
-from modules.errors import EngineFailed, Interrupted, ModelFileUnusable, UnknownName
+from modules.errors import Interrupted, ModelFileUnusable, UnknownName
 from modules.events import Event, Finished, ImageSkipped, Noticed, Planned, Skipped, Stopped, Yielded
 from modules.files import HashCache, Kind
 from modules.images import preview_jpeg
@@ -35,6 +36,7 @@ from modules.request import GenerationRequest, from_params
 from modules.resources import Resources
 from modules.results import ResultWriter
 from modules.settings import Settings
+from modules.tools import Toolbox
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ class EngineWorkbench:
             embeddings=EmbeddingFolder(settings.paths.embeddings),
         )
         self.hashes = HashCache(settings.paths.hash_cache)
+        self.tools = Toolbox(settings.paths)
         self._previews: dict[object, Preview] = {}
         if settings.deterministic:
             use_deterministic_kernels()
@@ -69,12 +72,18 @@ class EngineWorkbench:
         self.conditioner.encode(model, ("",))
 
     def call(self, tool: str, payload: Mapping[str, Any]) -> Any:
-        """Tools that are no task; none is built in yet.
+        """What is no task: "describe" and "generate_mask" of `Toolbox`, and "unload_models".
 
         Raises:
             EngineFailed: there is no such tool.
+            FocaleError: the tool cannot do its work; see `Toolbox`.
         """
-        raise EngineFailed(f"This version has no tool called {tool!r}.")
+        if tool == "unload_models":
+            self.store.forget()
+            self.tools.forget()
+            self._previews.clear()
+            return None
+        return self.tools.run(tool, payload)
 
     def run(self, record: Record, control: Control) -> Iterator[Event]:
         """Run one task; its events up to a final one, or `Yielded`."""
@@ -136,6 +145,7 @@ class TaskRun:
         self.control = control
         self.request = from_params(record.req_params)
         self.meter = ProgressMeter(self.request.image_number)
+        self.censors = self.request.black_out_nsfw or bench.settings.config.default_black_out_nsfw
         self.settled = set(record.settled)
         self.pictures: list[Image.Image] = []
         self.seconds = Seconds()
@@ -313,7 +323,7 @@ class TaskRun:
         """Progress with a preview of the first image that is still wanted."""
         row = next(row for row, image in enumerate(batch) if image.index not in self.settled)
         preview = self.bench.preview_of(self.model)
-        jpeg = preview_jpeg(preview(step.denoised[row])) if self.plan.previews else None
+        jpeg = preview_jpeg(preview(step.denoised[row])) if self.plan.previews and not self.censors else None
         return self.meter.sampling(step.index + 1, image=batch[0].index + 1, batch=len(batch), preview=jpeg)
 
     def _decode(self, model: SdxlModel, latents: Latents) -> list[Image.Image]:
@@ -329,6 +339,7 @@ class TaskRun:
 
     def _save(self, batch: tuple[ImagePlan, ...], pictures: list[Image.Image]) -> Iterator[Event]:
         """Write the pictures that are still wanted."""
+        pictures = yield from self._censored(batch, pictures)
         count = len(self.plan.images)
         for image, picture in zip(batch, pictures, strict=True):
             if image.index in self.settled:
@@ -339,6 +350,19 @@ class TaskRun:
             self.pictures.append(picture)
             self.settled.add(image.index)
             yield self.writer.save(picture, image)
+
+    def _censored(
+        self, batch: tuple[ImagePlan, ...], pictures: list[Image.Image]
+    ) -> Generator[Event, None, list[Image.Image]]:
+        """The pictures, with black ones for the unsafe where that is wanted."""
+        if not self.censors:
+            return pictures
+        kept = []
+        for image, picture, is_unsafe in zip(batch, pictures, self.bench.tools.find_unsafe(pictures), strict=True):
+            kept.append(blacked_out(picture) if is_unsafe else picture)
+            if is_unsafe and image.index not in self.settled:
+                yield Noticed(f"Image {image.index + 1} was found unsafe and is blacked out.")
+        return kept
 
     def _end(self) -> Finished | Skipped:
         """Finished, or skipped when no picture came out of any attempt."""

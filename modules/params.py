@@ -390,7 +390,7 @@ class DebugParams(ParamGroup, label="Debug Tools"):
     disable_seed_increment: Annotated[bool, Ui(place="Debug Tools")] = Field(
         False, title="Disable seed increment", description="Use the same seed for every picture."
     )
-    black_out_nsfw: Annotated[bool, Ui(place="Debug Tools", works=False)] = Field(
+    black_out_nsfw: Annotated[bool, Ui(place="Debug Tools")] = Field(
         False, title="Black Out NSFW", description="Replace pictures that a classifier finds unsafe by black."
     )
     adm_scaler_positive: Annotated[float, Ui(step=0.001, place="Debug Tools")] = Field(

@@ -20,10 +20,11 @@ from modules.errors import EngineFailed, InvalidRequest, ModelFileMissing, NotSu
 from modules.files_atomic import write_atomically
 from modules.images import read_image
 from modules.paths import Paths
+from modules.settings import ROOT
 
 logger = logging.getLogger(__name__)
 
-SHIPPED = Path(__file__).resolve().parents[1] / "models" / "tools"
+SHIPPED = ROOT / "models" / "tools"
 SAM_FILES = {
     SamModel.VIT_B: "sam_vit_b_01ec64.pth",
     SamModel.VIT_L: "sam_vit_l_0b3195.pth",

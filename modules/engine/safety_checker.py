@@ -43,7 +43,9 @@ class SafetyChecker(nn.Module):
         file = open_tensor_file(path)
         if f"{TOWER}embeddings.patch_embedding.weight" not in file.shapes or "concept_embeds" not in file.shapes:
             raise ModelFileUnusable(f"{path.name!r} is no safety checker of Stable Diffusion.")
-        self.tower = CLIPVisionModel(_config(file.shapes))
+        config = _config(file.shapes)
+        self.tower = CLIPVisionModel(config)
+        self._side_px = int(np.asarray(config.image_size))
         weights = {key: file.read(key).float() for key in file.shapes if not key.endswith("position_ids")}
         self._load_tower(
             {key.removeprefix(TOWER): value for key, value in weights.items() if key.startswith(TOWER)}, path
@@ -69,7 +71,7 @@ class SafetyChecker(nn.Module):
 
     def _embedding(self, image: Image.Image) -> Tensor:
         """(1, P) embedding of a picture, of length 1."""
-        side = self.tower.config.image_size
+        side = self._side_px
         scale = side / min(image.size)
         size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
         left, top = (size[0] - side) // 2, (size[1] - side) // 2

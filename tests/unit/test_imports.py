@@ -33,13 +33,14 @@ HOMES = {
     "diffusers": ("modules.engine",),
     "transformers": ("modules.engine",),
     "torchsde": ("modules.engine",),
+    "onnxruntime": ("modules.engine",),
     "gradio": ("modules.ui", "webui"),
     "fastapi": ("extensions.rest_api", "modules.serving", "webui"),
     "starlette": ("extensions.rest_api", "modules.serving", "webui"),
     "uvicorn": ("modules.serving", "webui"),
     "tinydb": ("modules.history",),
 }
-NEVER_IN_THE_WEB_PROCESS = ("torch", "transformers", "diffusers", "cv2", "pandas", "gradio")
+NEVER_IN_THE_WEB_PROCESS = ("torch", "transformers", "diffusers", "onnxruntime", "cv2", "pandas", "gradio")
 
 
 def source_files() -> dict[str, Path]:
