@@ -75,7 +75,7 @@ class Denoiser:
 
     Attributes:
         evaluations: how often the denoiser was called.
-        model_seconds: wall time spent inside the network.
+        model_seconds: wall time spent inside the network, and inside the networks of `extras`.
 
     Args:
         unet: the network; it is called in its own number format and on its own device, and its weights must
@@ -153,8 +153,9 @@ class Denoiser:
         self._passes = self._build_passes()
 
     def _evaluate(self, x: Tensor, sigma: float) -> Tensor:
-        timestep = self.model_sampling.sigma_to_timestep(sigma).to(self._device)
-        moment = float(timestep)
+        timestep = self.model_sampling.sigma_to_timestep(sigma)
+        moment = float(timestep)  # Read before it goes to the device, which would have to finish its work first.
+        timestep = timestep.to(self._device)
         progress = 1.0 - moment / LAST_TIMESTEP
         scaled = self.model_sampling.scaled_input(x, sigma).to(self._device, self._dtype)
         outputs: list[Tensor] = []
@@ -168,20 +169,6 @@ class Denoiser:
     def _forward(self, item: _Pass, scaled: Tensor, timestep: Tensor, sigma: float, moment: float) -> Tensor:
         added = item.emphasised if moment > self._emphasised_above else item.consistent
         sample = scaled if item.copies == 1 else torch.cat([scaled] * item.copies)
-        kwargs: dict[str, Any] = {}
-        if self._extras:
-            call = ModelCall(
-                sample,
-                timestep,
-                sigma,
-                self.model_sampling.sigma_to_percent(sigma),
-                item.prompt_embeds,
-                added,
-                item.images,
-                item.positive,
-            )
-            for extra in self._extras:
-                kwargs |= extra(call)
         started = time.perf_counter()
         with torch.inference_mode(), self._text_projections.in_use(item.prompt_embeds):
             output: Tensor = self._unet(
@@ -190,12 +177,21 @@ class Denoiser:
                 encoder_hidden_states=item.prompt_embeds,
                 added_cond_kwargs=added,
                 return_dict=False,
-                **kwargs,
+                **self._more_arguments(item, sample, timestep, sigma, added),
             )[0]
         if output.device.type == "cuda":
             torch.cuda.synchronize(output.device)
         self.model_seconds += time.perf_counter() - started
         return output
+
+    def _more_arguments(
+        self, item: _Pass, sample: Tensor, timestep: Tensor, sigma: float, added: Mapping[str, Tensor] | None
+    ) -> dict[str, Any]:
+        if not self._extras:
+            return {}
+        percent = self.model_sampling.sigma_to_percent(sigma)
+        call = ModelCall(sample, timestep, sigma, percent, item.prompt_embeds, added, item.images, item.positive)
+        return {name: value for extra in self._extras for name, value in extra(call).items()}
 
     def _build_passes(self) -> tuple[_Pass, ...]:
         signs = (True, False)[: len(self._conditionings)]

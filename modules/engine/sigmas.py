@@ -49,7 +49,7 @@ def training_sigmas() -> Tensor:
     return ((1 - alphas_cumprod) / alphas_cumprod).sqrt().float()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModelSampling(ABC):
     """What a network's input and output mean at a noise level.
 
@@ -121,7 +121,7 @@ class ModelSampling(ABC):
         return torch.add(clean * (scaled_timestep / math.sqrt(variance)), x, alpha=0.25 / variance)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DiscreteSampling(ModelSampling):
     """A network trained on numbered timesteps: table entry k belongs to timestep offset + k·stride."""
 
@@ -160,7 +160,7 @@ class DiscreteSampling(ModelSampling):
         return 1.0 - float(self.sigma_to_timestep(sigma)) / 999.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EdmSampling(ModelSampling):
     """A network trained on continuous levels, told t = ¼·ln σ (Karras et al. 2022, table 1)."""
 
