@@ -8,6 +8,7 @@ from extensions.rest_api.api import Api
 from extensions.rest_api.calls import ClientGone
 from extensions.rest_api.errors import install_error_handlers
 from extensions.rest_api.metrics import CountRequests
+from extensions.rest_api.routing import OneForm
 from modules.version import VERSION
 
 LINKABLE = frozenset({"docs", "outputs", "inputs", "files"})
@@ -35,11 +36,18 @@ def build_app(api: Api) -> FastAPI:
     app.add_exception_handler(ClientGone, _nobody_left)
     app.add_exception_handler(ClientDisconnect, _nobody_left)
     app.add_middleware(CountRequests, metrics=api.metrics)
+    app.add_middleware(OneForm, slashed=slashed_paths(app))
     app.router.redirect_slashes = False
     app.state.segments = frozenset(
         segment for router in app.state.routers for route in router.routes if (segment := _first_segment(route))
     )
     return app
+
+
+def slashed_paths(app: FastAPI) -> frozenset[str]:
+    """Paths that are registered with a final slash, without it."""
+    paths = [getattr(route, "path", "") for router in app.state.routers for route in router.routes]
+    return frozenset(path.removesuffix("/") for path in paths if path.endswith("/"))
 
 
 def segments_of(app: FastAPI) -> frozenset[str]:

@@ -6,8 +6,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 
 from extensions.rest_api.api import ApiDep
-from extensions.rest_api.routing import both, statuses
-from extensions.rest_api.shapes import ModelNames
+from extensions.rest_api.routing import reply, route, statuses
 from extensions.rest_api.wire import Json
 from modules.choices import DEFAULT_VAE, SamplerName, SchedulerName
 from modules.files import Kind
@@ -15,12 +14,12 @@ from modules.presets import preset_names
 
 router = APIRouter(tags=["engines"])
 
-_NAMES = {200: {"model": list[str]}, **statuses()}
+_NAMES = {**reply("Names"), **statuses()}
 
 
-@both(
+@route(
     router, "GET", "/v1/engines/all-models",
-    operation_id="all_models", summary="Model files", responses={200: {"model": ModelNames}, **statuses()},
+    operation_id="all_models", summary="Model files", responses={**reply("ModelNames"), **statuses()},
 )  # fmt: skip
 async def all_models(api: ApiDep) -> Response:
     """Checkpoints and LoRAs present now; the folders are read anew."""
@@ -29,38 +28,38 @@ async def all_models(api: ApiDep) -> Response:
     return Json({"model_filenames": files.names(Kind.CHECKPOINT), "lora_filenames": files.names(Kind.LORA)})
 
 
-@both(router, "GET", "/v1/engines/styles", operation_id="styles", summary="Style names", responses=_NAMES)
+@route(router, "GET", "/v1/engines/styles", operation_id="styles", summary="Style names", responses=_NAMES)
 async def styles(api: ApiDep) -> Response:
     """Every name that `style_selections` may hold."""
     return Json(list(api.services.styles.names))
 
 
-@both(router, "GET", "/v1/engines/presets", operation_id="presets", summary="Preset names", responses=_NAMES)
+@route(router, "GET", "/v1/engines/presets", operation_id="presets", summary="Preset names", responses=_NAMES)
 async def presets(api: ApiDep) -> Response:
     """Every name that `preset` may be."""
     return Json(await asyncio.to_thread(preset_names, api.services.settings.paths.presets))
 
 
-@both(router, "GET", "/v1/engines/samplers", operation_id="samplers", summary="Samplers", responses=_NAMES)
+@route(router, "GET", "/v1/engines/samplers", operation_id="samplers", summary="Samplers", responses=_NAMES)
 async def samplers() -> Response:
     """Every name that `sampler_name` may be."""
     return Json([name.value for name in SamplerName])
 
 
-@both(router, "GET", "/v1/engines/schedulers", operation_id="schedulers", summary="Schedulers", responses=_NAMES)
+@route(router, "GET", "/v1/engines/schedulers", operation_id="schedulers", summary="Schedulers", responses=_NAMES)
 async def schedulers() -> Response:
     """Every name that `scheduler_name` may be."""
     return Json([name.value for name in SchedulerName])
 
 
-@both(router, "GET", "/v1/engines/vaes", operation_id="vaes", summary="VAE files", responses=_NAMES)
+@route(router, "GET", "/v1/engines/vaes", operation_id="vaes", summary="VAE files", responses=_NAMES)
 async def vaes(api: ApiDep) -> Response:
     """Every name that `vae_name` may be."""
     await asyncio.to_thread(api.services.files.refresh)
     return Json([DEFAULT_VAE, *api.services.files.names(Kind.VAE)])
 
 
-@both(
+@route(
     router, "GET", "/ping",
     operation_id="ping", summary="Is anybody there?",
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **statuses()},

@@ -9,7 +9,6 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
-from extensions.rest_api.shapes import Error
 from extensions.rest_api.tools import DescribeRequest, MaskRequest
 from extensions.rest_api.wire import Json
 from modules.request import GenerationRequest
@@ -36,7 +35,6 @@ EXAMPLE = {"prompt": "a red apple on a wooden table", "performance_selection": "
 
 
 @router.get("/docs")
-@router.get("/docs/")
 async def docs() -> Response:
     """The interactive documentation."""
     page = get_swagger_ui_html(
@@ -64,7 +62,6 @@ async def asset(name: str) -> Response:
 
 
 @router.get("/openapi.json")
-@router.get("/openapi.json/")
 async def schema(request: Request) -> Response:
     """The schema."""
     return Json(request.app.openapi())
@@ -82,12 +79,15 @@ def install_schema(app: FastAPI, request_model: type[GenerationRequest]) -> None
 
 
 def _schema(app: FastAPI, request_model: type[GenerationRequest]) -> dict[str, Any]:
+    from extensions.rest_api.shapes import SHAPES  # only the schema needs them, and the start should be quick
+
     made = get_openapi(
         title="Focale", version=VERSION, description=DESCRIPTION, routes=app.routes, license_info=_LICENSE
     )
     components = made.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
-    for model in (request_model, DescribeRequest, MaskRequest, Error):
+    models: tuple[type[BaseModel], ...] = (request_model, DescribeRequest, MaskRequest, *SHAPES)
+    for model in models:
         schemas.update(_definitions(model))
     schemas.setdefault("HTTPValidationError", _VALIDATION_ERROR)
     components["securitySchemes"] = {

@@ -16,8 +16,7 @@ from extensions.rest_api.accept import binary_format
 from extensions.rest_api.api import Api, ApiDep, WireDep
 from extensions.rest_api.bodies import ignored_header
 from extensions.rest_api.calls import finished, parsed, submitted
-from extensions.rest_api.routing import EVENT_STREAM, both, statuses
-from extensions.rest_api.shapes import ControlReply, RecordReply
+from extensions.rest_api.routing import EVENT_STREAM, reply, route, statuses
 from extensions.rest_api.wire import Json, StreamTranslator, Wire, as_data_uri
 from modules.choices import TaskStatus
 from modules.errors import NotFound
@@ -30,28 +29,21 @@ router = APIRouter()
 SEND_TIMEOUT_S = 30
 _PICTURE = {"schema": {"type": "string", "format": "binary"}}
 _ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The finished record, its beginning (`async_process`), a stream (`stream_output`), "
-        "or the picture itself (`Accept: image/png`)",
-        "model": RecordReply,
-        "content": {
-            **EVENT_STREAM,
-            **dict.fromkeys(sorted(set(MEDIA_TYPES.values())), _PICTURE),
-        },
-        "headers": {
+    **reply(
+        "RecordReply",
+        content={**EVENT_STREAM, **dict.fromkeys(sorted(set(MEDIA_TYPES.values())), _PICTURE)},
+        headers={
             "X-Task-Id": {"description": "Id of the task.", "schema": {"type": "string"}},
             "X-Ignored-Fields": {"description": "Keys of the body that mean nothing.", "schema": {"type": "string"}},
         },
-        "links": {
-            "task": {"operationId": "get_task", "parameters": {"task_id": "$response.body#/task_id"}},
-        },
-    },
+        links={"task": {"operationId": "get_task", "parameters": {"task_id": "$response.body#/task_id"}}},
+    ),
     204: {"description": "Picture mode: the task ended without a picture"},
     **statuses(409, 422, 500, 507),
 }
 
 
-@both(
+@route(
     router, "POST", "/v1/engine/generate/",
     operation_id="generate", summary="Make pictures", tags=["generate"], responses=_ANSWERS,
 )  # fmt: skip
@@ -139,10 +131,10 @@ def _sent(message: dict[str, Any]) -> ServerSentEvent:
 _DONE = {"stop": "task stopped", "skip": "task skipped"}
 
 
-@both(
+@route(
     router, "POST", "/v1/engine/control/",
     operation_id="control", summary="Stop or skip", tags=["generate"],
-    responses={200: {"model": ControlReply}, **statuses(422)},
+    responses={**reply("ControlReply"), **statuses(422)},
 )  # fmt: skip
 async def control(
     request: Request,

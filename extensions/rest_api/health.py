@@ -3,25 +3,24 @@
 from fastapi import APIRouter, Response
 
 from extensions.rest_api.api import ApiDep
-from extensions.rest_api.routing import both, statuses
-from extensions.rest_api.shapes import Health
+from extensions.rest_api.routing import reply, route, statuses
 from extensions.rest_api.wire import Json
 
 router = APIRouter(tags=["operation"])
 
 
-@both(
+@route(
     router, "GET", "/healthz",
-    operation_id="healthz", summary="Is the server alive?", responses={200: {"model": Health}, **statuses()},
+    operation_id="healthz", summary="Is the server alive?", responses={**reply("Health"), **statuses()},
 )  # fmt: skip
 async def healthz() -> Response:
     """Answers as long as the event loop turns."""
     return Json({"status": "ok"})
 
 
-@both(
+@route(
     router, "GET", "/readyz",
-    operation_id="readyz", summary="Does the server take tasks?", responses={200: {"model": Health}, **statuses()},
+    operation_id="readyz", summary="Does the server take tasks?", responses={**reply("Health"), **statuses()},
 )  # fmt: skip
 async def readyz(api: ApiDep) -> Response:
     """200 while new tasks are accepted and started."""

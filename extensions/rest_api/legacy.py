@@ -17,7 +17,7 @@ from extensions.rest_api.calls import finished, submitted
 from extensions.rest_api.forms import form_of
 from extensions.rest_api.legacy_fields import Values
 from extensions.rest_api.legacy_replies import job_id_of, legacy_json, task_id_of
-from extensions.rest_api.routing import both, statuses
+from extensions.rest_api.routing import route, statuses
 from extensions.rest_api.stored import picture
 from extensions.rest_api.wire import Json, Wire, as_data_uri, preview_base64
 from modules.choices import TaskStatus
@@ -74,7 +74,7 @@ def _declare(path: str, convert: Convert, is_form: bool) -> None:
         return await _generate(request, api, wire, convert(values), accept)
 
     endpoint.__doc__ = f"Answers as Fooocus-API's `{path}` did."
-    both(
+    route(
         router, "POST", path,
         operation_id="legacy" + path.replace("/", "_").replace("-", "_"),
         summary=path.rsplit("/", 1)[1], responses=_ANSWERS,
@@ -166,7 +166,7 @@ async def _job(record: Record, task: Job | Record | None, api: Api, wire: Wire, 
 _PLAIN: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"schema": {}}}}}
 
 
-@both(
+@route(
     router, "POST", "/v1/generation/stop",
     operation_id="legacy_stop", summary="Stop the running job", responses={**_PLAIN, **statuses()},
 )  # fmt: skip
@@ -176,7 +176,7 @@ async def stop(request: Request, api: ApiDep) -> Response:
     return legacy_json(request, {"msg": "success"})
 
 
-@both(
+@route(
     router, "GET", "/v1/generation/query-job",
     operation_id="legacy_query_job", summary="One job", responses={**_PLAIN, **statuses(422)},
 )  # fmt: skip
@@ -197,7 +197,7 @@ async def query_job(
     return legacy_json(request, await _job(record, task, api, wire, with_preview=require_step_preview))
 
 
-@both(
+@route(
     router, "GET", "/v1/generation/job-queue",
     operation_id="legacy_job_queue", summary="Length of the queue", responses={**_PLAIN, **statuses()},
 )  # fmt: skip
@@ -214,7 +214,7 @@ async def job_queue(request: Request, api: ApiDep) -> Response:
     return legacy_json(request, content)
 
 
-@both(
+@route(
     router, "GET", "/v1/generation/job-history",
     operation_id="legacy_job_history", summary="Jobs", responses={**_PLAIN, **statuses(409, 422)},
 )  # fmt: skip
@@ -256,7 +256,7 @@ async def _delete(api: Api, task_id: str) -> str:
 # -- the rest -------------------------------------------------------------------------------------------------------
 
 
-@both(
+@route(
     router, "POST", "/v1/engines/refresh-models",
     operation_id="legacy_refresh_models", summary="Model files", responses={**_PLAIN, **statuses()},
 )  # fmt: skip
@@ -268,7 +268,7 @@ async def refresh_models(request: Request, api: ApiDep) -> Response:
     return legacy_json(request, names)
 
 
-@both(
+@route(
     router, "GET", "/v1/engines/clean_vram",
     operation_id="legacy_clean_vram", summary="Unload models", responses={**_PLAIN, **statuses(500)},
 )  # fmt: skip

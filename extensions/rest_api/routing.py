@@ -5,6 +5,8 @@ from typing import Any, TypeVar
 
 from fastapi import APIRouter, Response
 
+from modules.extensions import AsgiApp, Receive, Scope, Send
+
 Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Response]])
 
 _DETAIL = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
@@ -46,18 +48,46 @@ def statuses(*codes: int, empty_404: bool = False) -> dict[int | str, dict[str, 
     return declared
 
 
-def both(
+def reply(shape: str, **more: Any) -> dict[int | str, dict[str, Any]]:  # noqa: ANN401 — passed on to the schema
+    """The success of a route: JSON of a shape in shapes.py, by its name; `more` are further keys of the response."""
+    schema = {"schema": {"$ref": f"#/components/schemas/{shape}"}}
+    content = {"application/json": schema, **more.pop("content", {})}
+    return {200: {"description": "Success", "content": content, **more}}
+
+
+def route(
     router: APIRouter,
     method: str,
     path: str,
     **options: Any,  # noqa: ANN401 — passed on to FastAPI
 ) -> Callable[[Handler], Handler]:
-    """Register a handler with and without a final slash; the path as given is the one in the schema."""
-    twin = path.rstrip("/") if path.endswith("/") else path + "/"
+    """Register a handler under its path; `OneForm` makes it answer with and without a final slash."""
 
     def register(handler: Handler) -> Handler:
         router.add_api_route(path, handler, methods=[method], response_model=None, **options)
-        router.add_api_route(twin, handler, methods=[method], response_model=None, include_in_schema=False)
         return handler
 
     return register
+
+
+class OneForm:
+    """ASGI middleware that gives each path the form in which its route is registered; no client is redirected."""
+
+    def __init__(self, app: AsgiApp, slashed: frozenset[str]) -> None:
+        """Pass on to `app`.
+
+        Args:
+            slashed: paths that are registered with a final slash, without it.
+        """
+        self._app = app
+        self._slashed = slashed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on."""
+        if scope["type"] == "http":
+            path: str = scope["path"]
+            bare = path.removesuffix("/")
+            one = f"{bare}/" if bare in self._slashed else bare
+            if one and one != path:
+                scope = {**scope, "path": one}
+        await self._app(scope, receive, send)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, RootModel
 
 
 class Error(BaseModel):
@@ -62,7 +62,23 @@ class Description(BaseModel):
     describe: str
 
 
+class Names(RootModel[list[str]]):
+    """Names that a request may hold."""
+
+
 class Health(BaseModel):
     """State of the server."""
 
     status: str = Field(examples=["ok"])
+
+
+SHAPES: tuple[type[BaseModel], ...] = (
+    Error,
+    RecordReply,
+    TaskLists,
+    ControlReply,
+    ModelNames,
+    Description,
+    Names,
+    Health,
+)

@@ -52,9 +52,11 @@ async def head_input(file: str, request: Request, api: ApiDep) -> Response:
     return await picture(f"inputs/{file}", request, api)
 
 
+@router.api_route("/outputs", methods=["GET", "HEAD"], include_in_schema=False)
+@router.api_route("/inputs", methods=["GET", "HEAD"], include_in_schema=False)
 @router.api_route("/outputs/{rest:path}", methods=["GET", "HEAD"], include_in_schema=False)
 @router.api_route("/inputs/{rest:path}", methods=["GET", "HEAD"], include_in_schema=False)
-async def no_such_file(rest: str) -> Response:
+async def no_such_file(rest: str = "") -> Response:
     """Anything else below the two folders."""
     return Response(status_code=404)
 

@@ -15,8 +15,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from extensions.rest_api.api import Api, ApiDep, WireDep
 from extensions.rest_api.generate import SEND_TIMEOUT_S, base64_results, known_record
 from extensions.rest_api.live import TaskEvents
-from extensions.rest_api.routing import EVENT_STREAM, both, statuses
-from extensions.rest_api.shapes import ControlReply, RecordReply, TaskLists
+from extensions.rest_api.routing import EVENT_STREAM, reply, route, statuses
 from extensions.rest_api.wire import Json, Wire, preview_base64
 from modules.choices import TaskStatus
 from modules.jobs import Job
@@ -31,9 +30,9 @@ _SPACE_FOR_PLUS = re.compile(r"(?<=\d) (?=\d\d:?\d\d$)")
 TaskId = Annotated[str, Path(description="Id of the task.", examples=["0ff078640d894bc5a59242c05657a994"])]
 
 
-@both(
+@route(
     router, "GET", "/tasks",
-    operation_id="list_tasks", summary="List or delete tasks", responses={200: {"model": TaskLists}, **statuses(422)},
+    operation_id="list_tasks", summary="List or delete tasks", responses={**reply("TaskLists"), **statuses(422)},
 )  # fmt: skip
 async def list_tasks(
     api: ApiDep,
@@ -98,9 +97,9 @@ async def live_record(job: Job, api: Api, wire: Wire) -> dict[str, Any]:
     return wire.record(job.record, **more)
 
 
-@both(
+@route(
     router, "GET", "/tasks/{task_id}",
-    operation_id="get_task", summary="One task", responses={200: {"model": RecordReply}, **statuses(404)},
+    operation_id="get_task", summary="One task", responses={**reply("RecordReply"), **statuses(404)},
 )  # fmt: skip
 async def get_task(task_id: TaskId, api: ApiDep, wire: WireDep) -> Response:
     """The record of a task; while it runs with the newest preview."""
@@ -111,10 +110,10 @@ async def get_task(task_id: TaskId, api: ApiDep, wire: WireDep) -> Response:
     return Json(wire.record(record, **await base64_results(record, api)))
 
 
-@both(
+@route(
     router, "DELETE", "/tasks/{task_id}",
     operation_id="delete_task", summary="Delete a finished task",
-    responses={200: {"model": RecordReply}, **statuses(404, 409)},
+    responses={**reply("RecordReply"), **statuses(404, 409)},
 )  # fmt: skip
 async def delete_task(task_id: TaskId, api: ApiDep, wire: WireDep) -> Response:
     """Delete a finished task and its pictures; the deleted record comes back. A waiting or running one is 409."""
@@ -122,10 +121,10 @@ async def delete_task(task_id: TaskId, api: ApiDep, wire: WireDep) -> Response:
     return Json(wire.record(await api.services.handlers.delete(task_id)))
 
 
-@both(
+@route(
     router, "POST", "/tasks/{task_id}/cancel",
     operation_id="cancel_task", summary="Stop a waiting or running task",
-    responses={200: {"model": ControlReply}, **statuses(404)},
+    responses={**reply("ControlReply"), **statuses(404)},
 )  # fmt: skip
 async def cancel_task(task_id: TaskId, api: ApiDep) -> Response:
     """Stop a task wherever it stands; pictures made before are kept."""
@@ -134,7 +133,7 @@ async def cancel_task(task_id: TaskId, api: ApiDep) -> Response:
     return Json({"message": "task stopped" if job else "No task running"})
 
 
-@both(
+@route(
     router, "GET", "/tasks/{task_id}/events",
     operation_id="follow_task", summary="Follow a task",
     responses={

@@ -14,8 +14,7 @@ from extensions.rest_api.api import Api, ApiDep
 from extensions.rest_api.bodies import ignored_fields, ignored_header, json_body, validated
 from extensions.rest_api.calls import unless_gone
 from extensions.rest_api.forms import form_of
-from extensions.rest_api.routing import both, statuses
-from extensions.rest_api.shapes import Description
+from extensions.rest_api.routing import reply, route, statuses
 from extensions.rest_api.wire import Json
 from modules.choices import ClothCategory, MaskModel, SamModel
 from modules.errors import InvalidRequest, UnreadableImage
@@ -55,10 +54,10 @@ class MaskRequest(ParamGroup, label="Mask"):
     dino_debug: bool = False
 
 
-@both(
+@route(
     router, "POST", "/v1/tools/describe-image",
     operation_id="describe_image", summary="Words for a picture",
-    responses={200: {"model": Description}, **statuses(422, 500)},
+    responses={**reply("Description"), **statuses(422, 500)},
     openapi_extra={"requestBody": {"required": True, "content": {
         "application/json": {"schema": {"$ref": "#/components/schemas/DescribeRequest"}},
         "multipart/form-data": {"schema": _MULTIPART},
@@ -84,7 +83,7 @@ async def describe_image(
     return Json({"describe": words}, headers=ignored_header(ignored))
 
 
-@both(
+@route(
     router, "POST", "/v1/tools/generate_mask",
     operation_id="generate_mask", summary="A mask of a picture",
     responses={
