@@ -5,16 +5,16 @@ import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal
+from typing import Any, Final, Literal
 
 from tinydb.storages import Storage
 
 from modules.errors import HistoryDamaged, StorageFull
 from modules.history_files import LogFile, WriterLock, append_durably, flush_folder
-from modules.history_frames import Frame, FrameDamaged, Stored, decode, encode, prove, to_json
+from modules.history_frames import Frame, Stored, decode, encode, to_json
 from modules.history_rows import COLD_FIELDS, Listener, Row, Rows, TableView
+from modules.history_scan import Damage, replay, scan
 
 logger = logging.getLogger(__name__)
 
@@ -23,27 +23,6 @@ Sync = Literal["always", "interval", "never"]
 _CHUNK: Final = 1 << 20
 _SIP: Final = 1 << 16  # each read lets other threads run, so a thread beside them reads little at a time
 _FLUSH_INTERVAL_S: Final = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """A stretch of the log that proves nothing: where, how long, and why. It is kept, never overwritten."""
-
-    offset: int
-    length: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.length} bytes at {self.offset} are damaged: {self.reason}"
-
-
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """What reading a log found: where its last whole line ends, good frames, damage before that."""
-
-    end: int
-    frames: int
-    damaged: tuple[Damage, ...]
 
 
 class LogStorage(Storage):
@@ -289,6 +268,8 @@ class LogStorage(Storage):
         """Return when every acknowledged transaction is on the disk. Raises StorageFull."""
         with self.write_lock:
             self._flusher = None
+            if self._lock is None:  # closed, or open for reading only
+                return
             try:
                 self._file.flush()
             except OSError as error:
@@ -298,9 +279,10 @@ class LogStorage(Storage):
         """Finish a running compaction, flush and let go of the file; closing twice is fine."""
         if self._compactor is not None:
             self._compactor.join()
+        flusher = self._flusher
         with self.write_lock, self.state_lock:
-            if self._flusher is not None:
-                self._flusher.cancel()
+            if flusher is not None:
+                flusher.cancel()
             if self._lock is not None:
                 if self.sync != "always":
                     self.flush()
@@ -309,6 +291,8 @@ class LogStorage(Storage):
                 self._lock = None
             elif self.read_only:
                 self._file.close()
+        if flusher is not None:
+            flusher.join()
 
     # Compacting
 
@@ -359,24 +343,24 @@ class LogStorage(Storage):
                         temporary.unlink(missing_ok=True)
             except OSError as error:
                 raise _storage_full(self.path, error) from error
-            except FrameDamaged as error:
-                raise HistoryDamaged(f"{self.path} was altered while in use: {error}.") from error
             logger.info("Compacted %s to %d bytes", self.path, self.size)
 
     def _verify(self) -> None:
         """Read the log once more, lest a new checksum is put on bytes that rotted since the start.
 
         Raises:
-            FrameDamaged: at the first damaged frame that opening had not seen.
+            HistoryDamaged: there is damage that opening had not seen.
         """
-        known = {damage.offset for damage in self.damaged}
-        end, offset = self._file.size, 0
+        end, reached = self._file.size, 0
         with open(self.path, "rb", buffering=_SIP) as lines:
-            while offset < end:
-                line = lines.readline()
-                if offset not in known or not line:
-                    prove(line)
-                offset += len(line)
+            for piece in scan(lines):
+                if isinstance(piece, Damage) and piece not in self.damaged:
+                    raise HistoryDamaged(f"{self.path} was altered while in use: {piece}.")
+                reached = piece.offset + (piece.length if isinstance(piece, Damage) else len(piece.line))
+                if reached >= end:
+                    return
+        if reached < end:
+            raise HistoryDamaged(f"{self.path} was altered while in use: it ends at {reached} and not at {end}.")
 
     def _write_live(self, fresh: LogFile) -> tuple[Rows, int]:
         """Write what lives now, a frame for each document; give its rows, and the size it had till now."""
@@ -421,24 +405,6 @@ class LogStorage(Storage):
             except OSError as error:
                 logger.warning("The folder of %s could not be flushed: %s", self.path, error)
                 self._folder_unflushed = True
-
-
-def replay(lines: BinaryIO, rows: Rows) -> Replay:
-    """Apply every good frame of `lines` to `rows`, stepping over damage, up to an unfinished last line."""
-    offset = frames = 0
-    damaged = []
-    for line in lines:
-        try:
-            frame, placed = decode(line)
-        except FrameDamaged as error:
-            if not line.endswith(b"\n"):
-                break
-            damaged.append(Damage(offset, len(line), str(error)))
-        else:
-            rows.apply(frame, placed, offset)
-            frames += 1
-        offset += len(line)
-    return Replay(offset, frames, tuple(damaged))
 
 
 def live_frames(name: str, documents: list[tuple[int, Row]], highest: int, source: LogFile) -> Iterator[bytes]:
