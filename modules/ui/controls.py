@@ -147,10 +147,10 @@ class Controls:
         }
 
     def updates(self, fields: Mapping[str, object]) -> dict[Component, Any]:
-        """What makes the page show these values; parameters that are not on the page are passed over."""
+        """What makes the page show these values; parameters without a widget that works are passed over."""
         changed: dict[Component, Any] = {}
         for name, value in fields.items():
-            if name in self.made:
+            if name in self.made and self.declared[name].ui.works:
                 changed |= self.made[name].updates(value)
         return changed
 

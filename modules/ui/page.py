@@ -3,6 +3,7 @@
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +34,7 @@ ONLY_DEMO = (
 
 def build_page(services: Services, extensions: Sequence[Extension]) -> Page:
     """The page as the server mounts it."""
-    blocks = build_blocks(services, extensions)
+    blocks = make_parts(services, extensions).blocks
     web = App(openapi_url=None)
     settings = services.settings
     gr.mount_gradio_app(
@@ -60,7 +61,16 @@ def build_page(services: Services, extensions: Sequence[Extension]) -> Page:
     return Page(app=web, lifespan=lifespan, end_streams=mounted.stop_event.set)
 
 
-def build_blocks(services: Services, extensions: Sequence[Extension]) -> gr.Blocks:
+@dataclass(frozen=True)
+class Parts:
+    """A page that is built: the whole, the widgets of parameters, and what its events do."""
+
+    blocks: gr.Blocks
+    controls: Controls
+    bindings: Bindings
+
+
+def make_parts(services: Services, extensions: Sequence[Extension]) -> Parts:
     """All widgets and events of the page."""
     settings = services.settings
     config = settings.config
@@ -97,11 +107,12 @@ def build_blocks(services: Services, extensions: Sequence[Extension]) -> gr.Bloc
             input_panel=inputs, enhance_panel=enhance, advanced_panel=right,
         )  # fmt: skip
         add_endpoint(services, share)
-        Bindings(
+        bindings = Bindings(
             services, controls=controls, viewer=viewer, switches=switches, extras=extras,
             share_results=share, hint=lambda: demo_hint(services),
-        ).connect(blocks)  # fmt: skip
-    return blocks
+        )  # fmt: skip
+        bindings.connect(blocks)
+    return Parts(blocks, controls, bindings)
 
 
 def has_tab(extension: Extension) -> bool:

@@ -199,11 +199,14 @@ def test_style_search_moves_matches_to_the_top(open_page: OpenPage, released: Li
     open_advanced(page, "Styles")
     styles = page.locator("#style_selections label")
     expect(styles.first).to_have_text("Fooocus V2")
-    page.locator("#style_search textarea, #style_search input").fill("sai anime")
+    search = page.locator("#style_search textarea, #style_search input")
+    search.press_sequentially("sai anime")
     expect(styles.first).to_have_text("SAI Anime")
     styles.first.click()
-    page.locator("#style_search textarea, #style_search input").fill("")
-    expect(styles.nth(3)).to_have_text("SAI Anime")
+    for _letter in "sai anime":
+        search.press("Backspace")
+    expect(styles.nth(3)).to_have_text("Fooocus Sharp")
+    assert set(styles.all_text_contents()[:4]) == {" Fooocus V2", " Fooocus Enhance", " Fooocus Sharp", " SAI Anime"}
     expect(styles).to_have_count(279)
 
 
