@@ -178,7 +178,8 @@ async def stop(request: Request, api: ApiDep) -> Response:
 
 @route(
     router, "GET", "/v1/generation/query-job",
-    operation_id="legacy_query_job", summary="One job", responses={**_PLAIN, **statuses(422)},
+    operation_id="legacy_query_job", summary="One job",
+    responses={**_PLAIN, **statuses(422), 404: {"description": "No such job", **_PLAIN[200]}},
 )  # fmt: skip
 async def query_job(
     request: Request,
