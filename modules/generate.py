@@ -71,7 +71,7 @@ class EngineWorkbench:
         model = self.store.base(plan_models(request, self.resources.plan_resources()).checkpoint.path)
         self.conditioner.encode(model, ("",))
 
-    def call(self, tool: str, payload: Mapping[str, Any]) -> Any:
+    def call(self, tool: str, payload: Mapping[str, Any]) -> str | None:
         """What is no task: "describe" and "generate_mask" of `Toolbox`, and "unload_models".
 
         Raises:
