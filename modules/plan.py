@@ -157,7 +157,8 @@ class PlanResources:
     """What this machine offers to a planner.
 
     default_model: the configured default checkpoint; previous_default_models: names that may stand in for it.
-    default_loras: file names of the configured rows, which are left out silently when absent.
+    default_loras: file names of the configured rows, which are left out when absent.
+    default_styles: the configured styles, which are left out for the demo model.
     """
 
     catalogue: Catalogue
@@ -165,6 +166,7 @@ class PlanResources:
     default_model: str
     previous_default_models: tuple[str, ...] = ()
     default_loras: frozenset[str] = frozenset()
+    default_styles: tuple[str, ...] = ()
     max_loras: int = 5
     allow_metadata: bool = True
     known_default_models: frozenset[str] = field(default=OLD_DEFAULT_MODELS)
@@ -217,7 +219,7 @@ def make_plan(
     task = PromptTask(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
-        styles=request.style_selections,
+        styles=_styles(request, resources, notices, is_demo=is_demo),
         loras=loras,
         max_loras=resources.max_loras,
         wildcards_in_order=request.read_wildcards_in_order,
@@ -327,6 +329,16 @@ def _named(field_name: str, kind: Kind, name: str, resources: PlanResources) -> 
     if not found:
         raise UnknownName(field_name, name, resources.catalogue.names(kind), what=f"{kind.value} file")
     return ModelFile(name, found)
+
+
+def _styles(
+    request: GenerationRequest, resources: PlanResources, notices: list[str], *, is_demo: bool
+) -> tuple[str, ...]:
+    """The request's styles; the demo model, which knows few words, goes without those nobody chose."""
+    if is_demo and request.style_selections and request.style_selections == resources.default_styles:
+        notices.append("The default styles were left out: their words are new to the demo model and spoil its pictures.")
+        return ()
+    return request.style_selections
 
 
 def _chosen_loras(

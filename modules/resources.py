@@ -41,6 +41,7 @@ class Resources:
             default_model=config.default_model,
             previous_default_models=() if self._settings.always_download_new_model else config.previous_default_models,
             default_loras=frozenset(row.model_name for row in config.default_loras),
+            default_styles=config.default_styles,
             max_loras=config.default_max_lora_number,
             allow_metadata=not self._settings.disable_metadata,
         )

@@ -56,6 +56,7 @@ class Machine:
             default_model=DEFAULT,
             previous_default_models=("older.safetensors",),
             default_loras=frozenset({"sd_xl_offset_example-lora_1.0.safetensors"}),
+            default_styles=("Ink", "Ink"),
         )
         return make_plan(request, resources, native_size_px=native_size_px)
 
@@ -187,6 +188,14 @@ def test_styles_reach_the_texts(machine: Machine) -> None:
     texts = machine.plan(prompt="a fox", style_selections=["Ink"]).images[0].texts
     assert texts.positive_texts == ("a fox, ink",)
     assert texts.negative_texts == ("photo",)
+
+
+def test_default_styles_are_left_out_for_the_demo_model_only(machine: Machine) -> None:
+    plan = machine.plan(prompt="a fox", style_selections=["Ink", "Ink"])
+    assert plan.images[0].texts.positive_texts == ("a fox",)
+    assert any("default styles" in notice for notice in plan.notices)
+    machine.add("checkpoints", DEFAULT)
+    assert machine.plan(prompt="a fox", style_selections=["Ink", "Ink"]).images[0].texts.positive_texts[0] == "a fox, ink"
 
 
 @settings(max_examples=60)
