@@ -12,7 +12,7 @@ from tinydb.storages import Storage
 
 from modules.errors import HistoryDamaged, StorageFull
 from modules.history_files import LogFile, WriterLock, append_durably, flush_folder
-from modules.history_frames import Frame, Stored, decode, encode, to_json
+from modules.history_frames import Frame, FrameDamaged, Stored, decode, encode, to_json
 from modules.history_rows import COLD_FIELDS, Listener, Row, Rows, TableView
 from modules.history_scan import Damage, replay, scan
 
@@ -343,6 +343,8 @@ class LogStorage(Storage):
                         temporary.unlink(missing_ok=True)
             except OSError as error:
                 raise _storage_full(self.path, error) from error
+            except FrameDamaged as error:
+                raise HistoryDamaged(f"{self.path} was altered while in use: {error}.") from error
             logger.info("Compacted %s to %d bytes", self.path, self.size)
 
     def _verify(self) -> None:
@@ -366,7 +368,7 @@ class LogStorage(Storage):
         """Write what lives now, a frame for each document; give its rows, and the size it had till now."""
         with self.state_lock:
             start = self._file.size
-            tables = {name: list(rows.items()) for name, rows in self.rows.tables.items()}
+            tables = {name: rows.copy() for name, rows in self.rows.tables.items()}
             highest = dict(self.rows.highest)
         source = LogFile(self.path, writable=False)
         try:
@@ -407,10 +409,10 @@ class LogStorage(Storage):
                 self._folder_unflushed = True
 
 
-def live_frames(name: str, documents: list[tuple[int, Row]], highest: int, source: LogFile) -> Iterator[bytes]:
+def live_frames(name: str, documents: Mapping[int, Row], highest: int, source: LogFile) -> Iterator[bytes]:
     """The lines that say again what `documents` of the table `name` are; `source` holds their cold halves."""
     yield encode(Frame(name, highest=highest))
-    for doc_id, row in documents:
+    for doc_id, row in documents.items():
         cold = source.read(row.offset, row.length) if row.length else b""
         yield encode(Frame(name, stored=(Stored(doc_id, row.hot, cold),)))
 

@@ -15,7 +15,9 @@ from tinydb.table import Document
 
 from modules import history_files
 from modules.errors import HistoryDamaged, HistoryLocked, StorageFull
+from modules.history_files import LogFile
 from modules.history_log import LogStorage
+from modules.history_rows import Rows
 from modules.history_tables import LogDB
 
 PROMPT = {"prompt": "a\ttab, a\nline feed and a ×", "image_seed": 2**63 - 1}
@@ -324,6 +326,26 @@ def test_compaction_refuses_to_bless_bytes_that_rotted(path: Path) -> None:
         with pytest.raises(HistoryDamaged, match="altered while in use"):
             db.storage.compact()
         assert path.read_bytes() == content
+
+
+def test_compaction_refuses_a_tail_that_rotted_while_it_ran(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(path, 3)
+    with LogDB(path) as db:
+        write_live = LogStorage._write_live
+
+        def write_beside(storage: LogStorage, fresh: LogFile) -> tuple[Rows, int]:
+            rows, start = write_live(storage, fresh)
+            db.table("t").insert({"n": 4})
+            content = bytearray(path.read_bytes())
+            content[-3] ^= 1
+            path.write_bytes(content)
+            return rows, start
+
+        monkeypatch.setattr(LogStorage, "_write_live", write_beside)
+        with pytest.raises(HistoryDamaged, match="altered while in use"):
+            db.storage.compact()
+        assert len(db.table("t")) == 4
+    assert len(contents(path)) == 3
 
 
 @pytest.mark.parametrize("call", ["write", "fdatasync", "replace"])
