@@ -346,6 +346,7 @@ class Server(uvicorn.Server):
             application.asgi,
             lifespan="on",
             log_config=None,
+            log_level="warning",
             access_log=False,
             server_header=False,
             proxy_headers=bool(trusted_proxies),

@@ -1,7 +1,7 @@
 """A server on real sockets, inside the test's loop."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ class Live:
 
 @asynccontextmanager
 async def live_server(
-    tmp_path: Path, *flags: str, page: Page | None = None, more: Sequence[Extension] = ()
+    tmp_path: Path, *flags: str, page: Page | Callable[[Services], Page] | None = None, more: Sequence[Extension] = ()
 ) -> AsyncIterator[Live]:
     """Serve on two free ports of loopback until the context ends, then shut down as a signal would."""
     rest = RestApi()
@@ -42,6 +42,7 @@ async def live_server(
     settings.prepare()
     settings, listeners = bind(settings)
     services, engine, _check, history = make_services(settings)
+    page = page(services) if callable(page) else page
     ready = asyncio.Event()
     application = assemble(services, [rest, *more], page=page, api_ports=listeners.api_ports)
     server = Server(application, on_ready=ready.set)
