@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from modules.errors import HistoryLocked, StorageFull
 
@@ -63,6 +63,11 @@ class LogFile:
             return os.pread(self._reader, length, offset)
         os.lseek(self._reader, offset, os.SEEK_SET)
         return os.read(self._reader, length)
+
+    def stream(self, buffer_bytes: int) -> BinaryIO:
+        """The file from its beginning, to be read through and closed; never another one that took its name."""
+        os.lseek(self._reader, 0, os.SEEK_SET)
+        return os.fdopen(os.dup(self._reader), "rb", buffering=buffer_bytes)
 
     def take_name_of(self, other: "LogFile") -> "LogFile":
         """Replace `other` in the folder and give the file to use from now on; `other` is closed.

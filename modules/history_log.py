@@ -113,8 +113,9 @@ class LogStorage(Storage):
         return file
 
     def _replay_all(self, file: LogFile) -> None:
+        """Read what `file` says; judge what it holds besides."""
         rows = Rows()
-        with open(self.path, "rb", buffering=_CHUNK) as lines:
+        with file.stream(_CHUNK) as lines:
             found = replay(lines, rows)
             lines.seek(found.end)
             torn = lines.read(64)

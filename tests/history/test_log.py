@@ -280,6 +280,27 @@ def test_a_reader_beside_the_writer_sees_whole_transactions_and_may_reload(path:
             reader.table("t").insert({"n": 2})
 
 
+def test_a_reader_that_opens_while_the_log_is_replaced_reads_one_of_the_two(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LogDB(path) as writer:
+        table = writer.table("t")
+        table.insert_multiple({"n": n, "req_params": {"prompt": "p" * 100 * n}} for n in range(20))
+        table.remove(doc_ids=range(1, 10))
+        compacted: list[int] = []
+
+        class ReplacedAfterOpening(LogFile):
+            def __init__(self, path: Path, *, writable: bool) -> None:
+                super().__init__(path, writable=writable)
+                if not compacted:
+                    compacted.append(1)
+                    writer.storage.compact()
+
+        monkeypatch.setattr("modules.history_log.LogFile", ReplacedAfterOpening)
+        with LogDB(path, read_only=True) as reader:
+            assert reader.table("t").all() == table.all()
+
+
 def test_compaction_starts_when_dead_bytes_outweigh_live_ones(path: Path) -> None:
     with LogDB(path, compact_above=4096, compact_in_thread=False) as db:
         table = db.table("t")
