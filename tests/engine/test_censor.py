@@ -218,3 +218,9 @@ def test_unloading_frees_the_networks_and_the_next_task_loads_them(bench: Engine
     assert bench.store.memory_mib() == 0
     assert "_classifier" not in vars(bench.tools)
     assert len(drawn(bench, black_out_nsfw=True)[0]) == 2
+
+
+def test_the_workbench_answers_the_tools(bench: EngineWorkbench):
+    assert bench.call("describe", {"image_path": str(DATA / "chelsea.jpg"), "kinds": ["Anime"]}).startswith("cat, ")
+    mask = Path(str(bench.call("generate_mask", {"image_path": str(DATA / "chelsea.jpg"), "mask_model": "u2netp"})))
+    assert mask.is_relative_to(bench.settings.paths.temp)
