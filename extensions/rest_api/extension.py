@@ -1,6 +1,7 @@
 """The REST API as an extension: flags, routes, life."""
 
 import argparse
+from typing import Any
 
 from extensions.rest_api.api import Api
 from extensions.rest_api.app import LINKABLE, PUBLIC, SIGNED, build_app, segments_of
@@ -42,6 +43,14 @@ class RestApi(Extension):
             signed=SIGNED & segments,
             always=frozenset(path.strip("/") for path in PUBLIC),
         )
+
+    def schema(self, services: Services) -> dict[str, Any]:
+        """The OpenAPI schema of a server with these services, without serving."""
+        api = Api(services)
+        try:
+            return build_app(api).openapi()
+        finally:
+            api.close()
 
     async def start(self, services: Services) -> None:
         """Deliver the webhooks an earlier server left."""

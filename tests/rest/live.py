@@ -31,13 +31,14 @@ async def live_server(
 ) -> AsyncIterator[Live]:
     """Serve on two free ports of loopback until the context ends, then shut down as a signal would."""
     rest = RestApi()
+    tmp_path.mkdir(exist_ok=True)
     if not (tmp_path / "presets").exists():
         (tmp_path / "presets").symlink_to(ROOT / "presets")
     settings = Settings.load(
         ["--port", "0", "--temp-path", str(tmp_path / "temp"), *flags],
         env={},
         root=tmp_path,
-        extra=[rest.add_arguments],
+        extra=[one.add_arguments for one in (rest, *more)],
     )
     settings.prepare()
     settings, listeners = bind(settings)

@@ -1,11 +1,20 @@
 """The schema and the documentation page: true, complete, and readable without a network."""
 
+import asyncio
 import re
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
 
+import httpx
 import pytest
 
+from modules.extensions import Extension, load_extensions
 from modules.request import GenerationRequest
-from tests.rest.conftest import Running, Serve
+from tests.rest.conftest import ROOT, Running, Serve
+from tests.rest.live import Live, live_server
 
 REST_PATHS = {
     "/v1/engine/generate/", "/v1/engine/control/", "/v1/tools/describe-image", "/v1/tools/generate_mask", "/tasks",
@@ -81,3 +90,78 @@ async def test_the_page_needs_nothing_from_elsewhere(server: Running):
 @pytest.mark.parametrize("name", ["LICENSE", "NOTICE", "swagger-ui-bundle.js.LICENSE.txt"])
 async def test_the_licence_of_the_vendored_page_comes_with_it(server: Running, name):
     assert (await server.client.get(f"/docs/{name}")).status_code == 200
+
+
+# -- the documents --------------------------------------------------------------------------------------------------
+
+
+def code_of(page: str, language: str) -> list[str]:
+    """Code blocks of a document."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_page_of_the_api_is_fresh():
+    done = subprocess.run(
+        [sys.executable, "tools/make_api_docs.py", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+async def live(tmp_path: Path) -> AsyncIterator[Live]:
+    async with live_server(tmp_path / "server") as started:
+        yield started
+
+
+@pytest.mark.parametrize("number", range(6))
+async def test_python_programs_of_the_migration_guide_run_as_they_stand(live: Live, tmp_path, number):
+    program = code_of("migration.md", "python")[number].replace("http://127.0.0.1:7866", live.api_url)
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(live.engine.runs) == 1
+    if "apple.webp" in program:
+        assert (tmp_path / "apple.webp").read_bytes()[8:12] == b"WEBP"
+    else:
+        assert f"{live.api_url}/outputs/" in done.stdout
+
+
+async def test_shell_programs_of_the_migration_guide_run_as_they_stand(live: Live, tmp_path):
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    assert len(code_of("migration.md", "python")) == 6
+    programs = code_of("migration.md", "bash")
+    for program in programs:
+        shell = ["bash", "-e", "-c", program.replace("http://127.0.0.1:7866", live.api_url)]
+        done = await asyncio.to_thread(subprocess.run, shell, cwd=tmp_path, capture_output=True, text=True, timeout=50)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "apple.png").read_bytes().startswith(b"\x89PNG")
+
+
+async def test_the_extension_of_the_guide_works_as_it_stands(tmp_path, monkeypatch):
+    package = tmp_path / "written_by_a_stranger" / "counter"
+    package.mkdir(parents=True)
+    example, generating = code_of("extensions.md", "python")
+    (package / "__init__.py").write_text(example)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    loaded = load_extensions(package.parent, "written_by_a_stranger")
+    assert loaded.problems == ()
+    flags = ("--count-from", "5")
+    async with live_server(tmp_path / "server", *flags, more=loaded.extensions) as live, httpx.AsyncClient() as client:
+        made: dict = {}
+        exec(generating, made)
+        path = await made["one_apple"](live.services)
+        assert (live.services.settings.paths.outputs / path).is_file()
+        job = live.services.jobs.get(live.engine.runs[0].task_id)
+        async for _event in job.log.follow():
+            pass
+        assert (await client.get(live.page_url + "/counter")).json() == {"finished": 6}
+
+
+def test_every_method_of_an_extension_is_in_its_guide():
+    text = (ROOT / "docs" / "extensions.md").read_text(encoding="utf-8")
+    methods = [name for name, value in vars(Extension).items() if callable(value) and not name.startswith("_")]
+    assert len(methods) == 6
+    assert [name for name in methods if f"`{name}(" not in text] == []
