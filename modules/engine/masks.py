@@ -92,5 +92,5 @@ def _run(network: OnnxModel, preparation: Preparation, image: Image.Image) -> Fl
 
 
 def _enlarged(mask: Floats, size: tuple[int, int]) -> Image.Image:
-    grey = Image.fromarray((mask * 255).round().clip(0, 255).astype(np.uint8))
-    return grey.resize(size, Image.Resampling.BICUBIC)
+    """A mask of 0…1 as a grey picture of another size; cut to bytes and enlarged as rembg does."""
+    return Image.fromarray((mask * 255).astype(np.uint8)).resize(size, Image.Resampling.LANCZOS)
