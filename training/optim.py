@@ -70,7 +70,9 @@ def is_inner_matrix(name: str, parameter: Tensor) -> bool:
 
 
 class Optimizer:
-    """Steps float32 parameters by Muon (inner matrices and convolutions) and AdamW (everything else).
+    """Steps parameters by Muon (inner matrices and convolutions) and AdamW (everything else).
+
+    The steps are made in float32: parameters of another format have float32 masters and are copies of them.
 
     Args:
         parameters: (name, parameter) of everything trained; all processes give the same order.
@@ -86,38 +88,48 @@ class Optimizer:
     ) -> None:
         named = list(parameters)
         self.parameters = [parameter for _, parameter in named]
+        self.masters = [p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for p in self.parameters]
         self._weight_decay, self._muon_ratio = weight_decay, muon_ratio
         inner = [muon_ratio is not None and is_inner_matrix(name, parameter) for name, parameter in named]
-        self._matrices = [p for p, is_inner in zip(self.parameters, inner, strict=True) if is_inner]
-        others = [p for p, is_inner in zip(self.parameters, inner, strict=True) if not is_inner]
+        self._matrices = [p for p, is_inner in zip(self.masters, inner, strict=True) if is_inner]
+        others = [p for p, is_inner in zip(self.masters, inner, strict=True) if not is_inner]
         self._momenta = [torch.zeros_like(p) for p in self._matrices]
         self._adamw = torch.optim.AdamW(others, lr=1.0, betas=(0.9, 0.99), weight_decay=weight_decay, foreach=True)
 
+    def copy_masters(self) -> None:
+        """Give the parameters the masters' values."""
+        with torch.no_grad():
+            for parameter, master in zip(self.parameters, self.masters, strict=True):
+                if parameter is not master:
+                    parameter.copy_(master)
+
     def average_gradients(self) -> None:
-        """Give every process the mean gradient; a missing one counts as zero."""
-        for parameter in self.parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+        """Give every master the mean gradient of all processes; a missing one counts as zero."""
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = None
+            master.grad = gradient.float()
         if world_size() == 1:
             return
-        flat = torch.cat([p.grad.reshape(-1) for p in self.parameters])  # type: ignore[union-attr]
+        flat = torch.cat([m.grad.reshape(-1) for m in self.masters])  # type: ignore[union-attr]
         dist.all_reduce(flat)
         flat /= world_size()
-        for parameter, chunk in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True):
-            parameter.grad.copy_(chunk.view(parameter.shape))  # type: ignore[union-attr]
+        for master, chunk in zip(self.masters, flat.split([m.numel() for m in self.masters]), strict=True):
+            master.grad.copy_(chunk.view(master.shape))  # type: ignore[union-attr]
 
     @torch.no_grad()
     def step(self, rate: float, *, clip: float = 1.0) -> float:
         """Average, clip and apply the gradients; returns their norm before clipping."""
         self.average_gradients()
-        norm = nn.utils.clip_grad_norm_(self.parameters, clip)
+        norm = nn.utils.clip_grad_norm_(self.masters, clip)
         for group in self._adamw.param_groups:
             group["lr"] = rate
         self._adamw.step()
         if self._muon_ratio is not None:
             self._muon_step(rate * self._muon_ratio)
-        for parameter in self.parameters:
-            parameter.grad = None
+        for master in self.masters:
+            master.grad = None
+        self.copy_masters()
         return float(norm)
 
     def _muon_step(self, rate: float) -> None:

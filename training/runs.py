@@ -27,11 +27,16 @@ CHECKPOINT_SECONDS = 300.0
 
 
 class MovingAverage:
-    """Exponential moving average of parameters, kept by the first process only."""
+    """Exponential moving average of float32 parameters, kept by the first process only.
 
-    def __init__(self, parameters: list[nn.Parameter], *, decay: float = 0.998) -> None:
+    Args:
+        parameters: what is averaged.
+        changed: called after `applied` has put other values into the parameters.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], changed: Callable[[], None], *, decay: float = 0.998) -> None:
         self.values = [parameter.detach().clone() for parameter in parameters]
-        self._parameters, self._decay = parameters, decay
+        self._parameters, self._changed, self._decay = parameters, changed, decay
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -44,11 +49,13 @@ class MovingAverage:
         kept = [parameter.detach().clone() for parameter in self._parameters]
         with torch.no_grad():
             torch._foreach_copy_(list(self._parameters), self.values)
+        self._changed()
         try:
             yield
         finally:
             with torch.no_grad():
                 torch._foreach_copy_(list(self._parameters), kept)
+            self._changed()
 
 
 class Run:
@@ -66,9 +73,10 @@ class Run:
     ) -> None:
         self.folder, self.network = folder, network
         self.names = [name for name, p in network.named_parameters() if p.requires_grad]
-        self.parameters = [p for p in network.parameters() if p.requires_grad]
-        self.optimizer = Optimizer(zip(self.names, self.parameters, strict=True), muon_ratio=muon_ratio)
-        self.average = MovingAverage(self.parameters)
+        trained = [p for p in network.parameters() if p.requires_grad]
+        self.optimizer = Optimizer(zip(self.names, trained, strict=True), muon_ratio=muon_ratio)
+        self.parameters = self.optimizer.masters
+        self.average = MovingAverage(self.parameters, self.optimizer.copy_masters)
         self.samples, self.steps = 0, 0
         self._ends = time.monotonic() + 60 * minutes
         self._next_checkpoint = time.monotonic() + CHECKPOINT_SECONDS
@@ -138,6 +146,7 @@ class Run:
         with torch.no_grad():
             torch._foreach_copy_(self.parameters, state["weights"])
             torch._foreach_copy_(self.average.values, state["average"])
+        self.optimizer.copy_masters()
         self.optimizer.load_state(state["optimizer"])
         self.samples, self.steps = state["samples"], state["steps"]
 

@@ -26,12 +26,14 @@ from training.nets import (
     new_unet,
 )
 from training.optim import Schedule, rank, world_size
+from training.precision import measured_dtype, prepare
 from training.prompts import CHUNK, Encoding, PromptEncoder, consistent_time_ids, joined, scaled_time_ids
 from training.runs import Run, averaged_weights, in_processes, seeded
 from training.stages import StateFolder, stage_parser, start_logging
 
 logger = logging.getLogger(__name__)
 
+FORMATS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 SNR_GAMMA = 5.0
 UNIFORM_SHARE = 0.15
 EMPTY_SHARE = 0.10
@@ -210,7 +212,8 @@ class NoiseTrainer:
         signal = self._noising.signal[timesteps].view(-1, 1, 1, 1)
         noisy = (signal.sqrt() * latents + (1 - signal).sqrt() * noise).contiguous(memory_format=torch.channels_last)
         conditions = {"text_embeds": encoding.pooled, "time_ids": self._time_ids(*bucket.size_px, len(rows))}
-        predicted = self._unet(noisy, timesteps, encoding.hidden, added_cond_kwargs=conditions).sample
+        noisy = noisy.to(encoding.hidden.dtype)
+        predicted = self._unet(noisy, timesteps, encoding.hidden, added_cond_kwargs=conditions).sample.float()
         errors = (predicted - noise).square().mean((1, 2, 3))
         return (errors * self._noising.weights[timesteps]).mean()
 
@@ -248,7 +251,7 @@ def build_network(tables: Path, vocabulary: Path, *, seed: int) -> nn.ModuleDict
     """Fresh UNet and text towers."""
     torch.manual_seed(seed)
     text = PromptEncoder(new_text_towers(load_token_tables(tables)), vocabulary)
-    return nn.ModuleDict({"unet": new_unet().to(memory_format=torch.channels_last), "text": text})
+    return nn.ModuleDict({"unet": new_unet(), "text": text})
 
 
 def start_towers(network: nn.ModuleDict, checkpoint: Path) -> None:
@@ -270,6 +273,7 @@ def train(arguments: argparse.Namespace) -> None:
     network = build_network(arguments.tables, arguments.vocabulary, seed=arguments.seed)
     if arguments.towers is not None:
         start_towers(network, arguments.towers)
+    prepare(network, FORMATS[arguments.precision] or measured_dtype())
     run = Run(state.file("runs", arguments.run), network, minutes=arguments.minutes)
     if arguments.resume:
         run.load(arguments.start_from)
@@ -321,6 +325,7 @@ def main() -> None:
     parser.add_argument("--everyday", type=float, default=None, help="share of everyday concepts, 0-1; default: even")
     parser.add_argument("--favour", type=Path, default=None, help="file of labels that count as everyday concepts")
     parser.add_argument("--long", type=float, default=0.25, help="share of steps with 77 tokens per chunk, 0-1")
+    parser.add_argument("--precision", choices=list(FORMATS), default="auto", help="auto measures which is faster")
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
     in_processes(arguments.processes, train, arguments)

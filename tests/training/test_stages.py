@@ -19,7 +19,7 @@ from training.vae import held_out_concepts, measure, psnr
 
 Stage = Callable[..., None]
 TEXT_OPTIONS = ("--tables", TABLES, "--vocabulary", VOCABULARY, "--processes", 1)
-UNET_OPTIONS = (*TEXT_OPTIONS, "--small", 1)  # the made-up latents are of 64 px
+UNET_OPTIONS = (*TEXT_OPTIONS, "--precision", "fp32", "--small", 1)  # the made-up latents are of 64 px
 
 
 @pytest.fixture
