@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import gradio as gr
@@ -11,12 +13,12 @@ from modules.choices import FIXED_BY_PERFORMANCE, Performance, is_distilled
 from modules.errors import FocaleError
 from modules.extensions import Services
 from modules.files import Kind
-from modules.metadata_reader import KnownModels, ReadParameters, read_text
+from modules.metadata_reader import KnownModels, ReadParameters, read_picture, read_text
 from modules.presets import load_preset
 from modules.ui import markup
 from modules.ui.controls import Controls
 from modules.ui.labels import sentence_of
-from modules.ui.layout import Extras, Switches, Viewer, ratios_title
+from modules.ui.layout import Extras, Metadata, Switches, Viewer, ratios_title
 from modules.ui.run_view import RunView
 from modules.ui.runs import Runs
 
@@ -49,6 +51,7 @@ class Bindings:
         viewer: Viewer,
         switches: Switches,
         extras: Extras,
+        metadata: Metadata,
         share_results: Callable[[], None],
         hint: Callable[[], str],
     ) -> None:
@@ -64,6 +67,7 @@ class Bindings:
         self._viewer = viewer
         self._switches = switches
         self._extras = extras
+        self._metadata = metadata
         self._share_results = share_results
         self._hint = hint
         self._root = services.settings.paths.outputs
@@ -73,6 +77,7 @@ class Bindings:
         self._connect_runs(page)
         self._connect_switches(page)
         self._connect_settings()
+        self._connect_metadata()
 
     # -- runs ---------------------------------------------------------------------------------------------------
 
@@ -192,6 +197,36 @@ class Bindings:
         if found.request:
             updates[self._switches.advanced] = _changed(value=True)
         return updates
+
+    # -- metadata -----------------------------------------------------------------------------------------------
+
+    def _connect_metadata(self) -> None:
+        part = self._metadata
+        part.picture.change(self.read_picture, part.picture, [part.shown, part.apply, self._viewer.messages], **AT_ONCE)
+        part.apply.click(self.apply_picture, part.picture, self._field_outputs(), **AT_ONCE)
+
+    async def read_picture(self, path: str | None) -> list[Update]:
+        """Show the parameters that a picture carries."""
+        if path is None:
+            return [_changed(visible=False, value=None), _changed(visible=False), _changed(value="")]
+        try:
+            found = await asyncio.to_thread(read_picture, Path(path), known=self._known_models())
+        except FocaleError as error:
+            return [_changed(visible=False), _changed(visible=False), _changed(value=markup.problem(str(error)))]
+        shown = {"parameters": dict(found.rows) or found.request, "metadata_scheme": found.scheme}
+        has_any = bool(found.request)
+        return [
+            _changed(visible=has_any, value=shown),
+            _changed(visible=has_any),
+            _changed(value=markup.notes(found.problems)),
+        ]
+
+    async def apply_picture(self, path: str | None) -> Updates:
+        """Set the page to the parameters of one picture."""
+        if path is None:
+            return {self._viewer.messages: _NO_CHANGE}
+        found = await asyncio.to_thread(read_picture, Path(path), known=self._known_models())
+        return self._set_page(replace(found, request=found.of_this_picture()))
 
     # -- switches -----------------------------------------------------------------------------------------------
 

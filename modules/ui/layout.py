@@ -12,13 +12,15 @@ from modules.ui.labels import aspect_label
 
 STYLES_SEARCH = "🔎 Type here to search styles ..."
 
-# Panels whose features are to come: what they will do, and the parameters that already stand for it in the API.
+# Places whose features are to come, and the sentence that stands there until then.
 PANELS_TO_COME: dict[str, str] = {
-    "Upscale or Variation": "vary and enlarge pictures",
-    "Image Prompt": "be guided by pictures",
-    "Inpaint or Outpaint": "repaint and extend pictures",
-    "enhance": "improve faces, hands and eyes of finished pictures",
+    "Upscale or Variation": "This version cannot vary or enlarge pictures yet.",
+    "Image Prompt": "This version cannot be guided by pictures yet.",
+    "Inpaint or Outpaint": "This version cannot repaint or extend pictures yet.",
+    "enhance": "This version cannot improve faces, hands and eyes of finished pictures yet.",
 }
+IMAGE_TABS = (("Upscale or Variation", "uov_tab"), ("Image Prompt", "ip_tab"), ("Inpaint or Outpaint", "inpaint_tab"))
+DESCRIBE_TO_COME = "This version cannot describe pictures yet."
 NOT_YET = "These belong to image inputs, which this version cannot use yet."
 
 
@@ -54,6 +56,15 @@ class Switches:
     input_panel: gr.Column
     enhance_panel: gr.Column
     advanced_panel: gr.Column
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """Reads parameters out of a picture: the file, what was found, and the button that sets the page to it."""
+
+    picture: gr.File
+    shown: gr.JSON
+    apply: gr.Button
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +130,30 @@ def switches(config: Config) -> tuple[gr.Checkbox, gr.Checkbox, gr.Checkbox]:
         )  # fmt: skip
 
 
-def panel_to_come(places: tuple[str, ...], *, is_open: bool, elem_id: str) -> gr.Column:
-    """A panel that says what it will do; the API answers such requests with the field that is too early."""
-    what = [PANELS_TO_COME[place] for place in places]
-    listed = ", ".join(what[:-1]) + (" and " if len(what) > 1 else "") + what[-1]
-    panel = gr.Column(visible=is_open, elem_id=elem_id)
+def input_panel(*, is_open: bool) -> tuple[gr.Column, Metadata]:
+    """The tabs of picture inputs; the one that reads parameters out of pictures is open."""
+    panel = gr.Column(visible=is_open, elem_id="input_image_panel")
+    with panel, gr.Tabs(selected="metadata_tab"):
+        for place, tab_id in IMAGE_TABS:
+            with gr.Tab(place, id=tab_id):
+                gr.HTML(markup.notes([PANELS_TO_COME[place]]))
+        with gr.Tab("Describe", id="describe_tab"):
+            gr.HTML(markup.notes([DESCRIBE_TO_COME]))
+        with gr.Tab("Metadata", id="metadata_tab"):
+            picture = gr.File(
+                label="For images created by Fooocus", file_types=[".png", ".jpg", ".jpeg", ".webp"],
+                height=130, elem_id="metadata_picture",
+            )  # fmt: skip
+            shown = gr.JSON(label="Metadata", visible=False, max_height=320, elem_id="metadata_json")
+            apply = gr.Button("Apply Metadata", visible=False, elem_id="apply_metadata")
+    return panel, Metadata(picture=picture, shown=shown, apply=apply)
+
+
+def enhance_panel(*, is_open: bool) -> gr.Column:
+    """The panel that says that enhancing is to come."""
+    panel = gr.Column(visible=is_open, elem_id="enhance_panel")
     with panel:
-        gr.HTML(markup.notes([f"Focale cannot {listed} yet; this version makes pictures from words."]))
+        gr.HTML(markup.notes([PANELS_TO_COME["enhance"]]))
     return panel
 
 

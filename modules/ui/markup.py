@@ -1,7 +1,7 @@
 """The pieces of HTML the page shows: empty viewer, preview, progress bar, messages. All text is escaped here."""
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
@@ -62,16 +62,23 @@ def progress_bar(view: RunView) -> str:
         f'<div class="focale-bar" role="progressbar" aria-valuemin="0" aria-valuemax="100" '
         f'aria-valuenow="{view.percent}"><div class="focale-fill" style="width:{view.percent}%"></div>'
         f'<span class="focale-spin"></span><span class="focale-step">{escape(view.text)}</span>'
+        f"{_left(view.left_s)}"
         f'<span class="focale-percent">{view.percent} %</span></div>'
     )
+
+
+def _left(left_s: int | None) -> str:
+    if left_s is None:
+        return ""
+    minutes, seconds = divmod(left_s, 60)
+    return f'<span class="focale-left">{f"{minutes} min " if minutes else ""}{seconds} s left</span>'
 
 
 def messages(view: RunView) -> str:
     """What went wrong, how the run ended, and what is worth knowing."""
     lines = [_line("problem", view.problem, "alert")] if view.problem else []
     lines += [_line("outcome", view.outcome, "status")] if view.outcome else []
-    lines += [_line("note", note, "status") for note in view.notes]
-    return "".join(lines)
+    return "".join(lines) + notes(view.notes)
 
 
 def problem(sentence: str) -> str:
@@ -79,9 +86,16 @@ def problem(sentence: str) -> str:
     return _line("problem", sentence, "alert")
 
 
-def notes(sentences: Iterable[str]) -> str:
-    """Sentences worth knowing."""
-    return "".join(_line("note", sentence, "status") for sentence in sentences)
+def notes(sentences: Sequence[str]) -> str:
+    """Sentences worth knowing: the first one, the others behind it."""
+    if len(sentences) < 2:
+        return "".join(_line("note", sentence, "status") for sentence in sentences)
+    first, *others = sentences
+    more = "".join(f"<p>{escape(sentence)}</p>" for sentence in others)
+    return (
+        f'<details class="focale-message is-note" role="status"><summary>{escape(first)} '
+        f"<span>{len(others)} more</span></summary>{more}</details>"
+    )
 
 
 def _line(kind: str, text: str, role: str) -> str:

@@ -44,7 +44,7 @@ def build_page(services: Services, extensions: Sequence[Extension]) -> Page:
         footer_links=["api", "settings"],
         run_history=False,
         theme=theme.make_theme(),
-        head=theme.head(),
+        head=theme.head(settings.theme),
         ssr_mode=False,
         mcp_server=False,
         max_file_size=f"{settings.web_upload_size}mb",
@@ -84,13 +84,8 @@ def make_parts(services: Services, extensions: Sequence[Extension]) -> Parts:
                 stage = markup.stage(RunView(), settings.paths.outputs, demo_hint(services))
                 viewer = layout.viewer(controls, stage=stage, warning=warning(services))
                 boxes = layout.switches(config)
-                inputs = layout.panel_to_come(
-                    ("Upscale or Variation", "Image Prompt", "Inpaint or Outpaint"),
-                    is_open=config.default_image_prompt_checkbox, elem_id="input_image_panel",
-                )  # fmt: skip
-                enhance = layout.panel_to_come(
-                    ("enhance",), is_open=config.default_enhance_checkbox, elem_id="enhance_panel"
-                )
+                inputs, metadata = layout.input_panel(is_open=config.default_image_prompt_checkbox)
+                enhance = layout.enhance_panel(is_open=config.default_enhance_checkbox)
             with gr.Column(
                 scale=1, min_width=320, visible=config.default_advanced_checkbox, elem_id="right_column"
             ) as right:
@@ -109,7 +104,7 @@ def make_parts(services: Services, extensions: Sequence[Extension]) -> Parts:
         add_endpoint(services, share)
         bindings = Bindings(
             services, controls=controls, viewer=viewer, switches=switches, extras=extras,
-            share_results=share, hint=lambda: demo_hint(services),
+            metadata=metadata, share_results=share, hint=lambda: demo_hint(services),
         )  # fmt: skip
         bindings.connect(blocks)
     return Parts(blocks, controls, bindings)

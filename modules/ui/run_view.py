@@ -25,6 +25,8 @@ from modules.record import Record
 
 Phase = Literal["idle", "waiting", "running", "ended"]
 
+LEAST_PERCENT = 10
+"""From which on an estimate of the rest means something."""
 WAITING = "Waiting for task to start ..."
 
 
@@ -33,6 +35,7 @@ class RunView:
     """One run as the page shows it.
 
     images: pictures asked for. percent: 0–100. text: what happens now.
+    left_s: estimate of the time to the end, None while there is nothing to go by.
     preview: JPEG of the step. pictures: results so far, POSIX paths below the output folder; seeds: one for each.
     notes: things to know. problem: why it failed. outcome: how it ended, "" if as it should.
     """
@@ -42,6 +45,7 @@ class RunView:
     phase: Phase = "idle"
     percent: int = 0
     text: str = ""
+    left_s: int | None = None
     preview: bytes | None = None
     pictures: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
@@ -59,7 +63,7 @@ class RunView:
 def waiting(view: RunView, position: int) -> RunView:
     """The view of a run that has this many tasks ahead of it."""
     ahead = f"{position} {'task is' if position == 1 else 'tasks are'} ahead" if position > 0 else ""
-    return replace(view, phase="waiting", percent=1, text=f"{WAITING} {ahead}".strip(), preview=None)
+    return replace(view, phase="waiting", percent=1, text=f"{WAITING} {ahead}".strip(), left_s=None, preview=None)
 
 
 def after(view: RunView, event: Event) -> RunView:
@@ -86,9 +90,20 @@ def after(view: RunView, event: Event) -> RunView:
             return _ended(view, event)
 
 
+def with_estimate(view: RunView, elapsed_s: float) -> RunView:
+    """The view with the time that is left if the run goes on as it began.
+
+    Args:
+        elapsed_s: since the run started.
+    """
+    if view.phase != "running" or view.percent < LEAST_PERCENT:
+        return replace(view, left_s=None)
+    return replace(view, left_s=round(elapsed_s * (100 - view.percent) / view.percent))
+
+
 def _ended(view: RunView, event: Finished | Stopped | Skipped | Failed) -> RunView:
     """The view of a run that is over."""
-    ended = replace(view, phase="ended", percent=100, text="", preview=None)
+    ended = replace(view, phase="ended", percent=100, text="", left_s=None, preview=None)
     if isinstance(event, Failed):
         return replace(ended, problem=event.error)
     if isinstance(event, Stopped):

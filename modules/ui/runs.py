@@ -14,7 +14,7 @@ from modules.extensions import Services
 from modules.jobs import Job
 from modules.request import GenerationRequest
 from modules.ui.labels import sentence_of
-from modules.ui.run_view import RunView, after, view_of_record, waiting
+from modules.ui.run_view import RunView, after, view_of_record, waiting, with_estimate
 
 SHORTEST_INTERVAL_S = 0.08
 """Between two progress updates; a browser that draws them slower would fall behind."""
@@ -85,6 +85,7 @@ class Runs:
             view = waiting(view, self._services.jobs.position(job.task_id)) if event is None else after(view, event)
             if isinstance(event, Progress):  # newer progress replaces this one in the log while we wait
                 await asyncio.sleep(max(0.0, last_s + SHORTEST_INTERVAL_S - self._clock_s()))
+                view = with_estimate(view, max(0.0, time.time() - job.record.start_mills / 1000))
             last_s = self._clock_s()
             yield view
 

@@ -1,5 +1,6 @@
 """Colours and type of the page: system fonts only, one accent colour."""
 
+import json
 from pathlib import Path
 
 import gradio as gr
@@ -68,10 +69,14 @@ def make_theme() -> gr.themes.Base:
     )
 
 
-def head() -> str:
+def head(wanted: str | None = None) -> str:
     """Head markup: our rules on top of the theme, and the page's own script.
 
     Not Gradio's `css`: it puts every rule below its own container, where nothing can hang on the page's body.
+
+    Args:
+        wanted: "light" or "dark", unless the address says otherwise; None follows the browser.
     """
     rules, script = ((STATIC / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    return f"<style>{rules}</style><script>{script}</script>"
+    start = f"window.focaleTheme = {json.dumps(wanted)};"
+    return f"<style>{rules}</style><script>{start}\n{script}</script>"

@@ -1,9 +1,12 @@
 """What a person does on the page, in Chromium, with an engine that draws at once and stops where a test wants."""
 
 import json
+from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Page, expect
 
 from modules.events import Failed
@@ -220,6 +223,18 @@ def test_pasted_parameters_are_loaded_into_the_page(open_page: OpenPage, release
     expect(page.locator("#aspect_ratios_accordion")).to_contain_text("1024×1024")
     expect(page.locator("#image_seed textarea, #image_seed input")).to_have_value("77")
     expect(page.get_by_role("button", name="Generate", exact=True)).to_be_visible()
+
+
+def test_parameters_in_a_picture_are_applied(open_page: OpenPage, released: Live, tmp_path: Path) -> None:
+    page = open_page()
+    chunks = PngInfo()
+    chunks.add_text("parameters", json.dumps({"prompt": "a remembered owl", "seed": "5"}))
+    Image.new("RGB", (16, 16)).save(tmp_path / "owl.png", pnginfo=chunks)
+    page.get_by_label("Input Image").check()
+    page.locator("#metadata_picture input[type=file]").set_input_files(tmp_path / "owl.png")
+    expect(page.locator("#metadata_json")).to_contain_text("a remembered owl")
+    page.get_by_role("button", name="Apply Metadata").click()
+    expect(page.locator("#positive_prompt textarea")).to_have_value("a remembered owl")
 
 
 def test_seed_of_the_picture_in_front_can_be_used_again(open_page: OpenPage, released: Live) -> None:

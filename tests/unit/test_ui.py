@@ -1,5 +1,6 @@
 """The page without a browser: what stands where, and what its handlers do with the values of its widgets."""
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import gradio as gr
 import pytest
 import pytest_asyncio
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from modules.choices import FIXED_BY_PERFORMANCE, Performance, Source
 from modules.extensions import Extension, Services
@@ -207,6 +210,35 @@ async def test_pasted_parameters_set_the_page(built: Built) -> None:
     assert updates[built.controls.widget("prompt")]["value"] == "a fox"
     random, seed = built.controls.made["image_seed"].widgets
     assert (updates[random]["value"], updates[seed]["value"]) == (False, "5")
+
+
+def picture_with(path: Path, **parameters: object) -> str:
+    """A PNG file that carries parameters as Fooocus writes them."""
+    chunks = PngInfo()
+    chunks.add_text("parameters", json.dumps(parameters))
+    chunks.add_text("fooocus_scheme", "fooocus")
+    Image.new("RGB", (8, 8)).save(path, pnginfo=chunks)
+    return str(path)
+
+
+async def test_parameters_of_a_picture_are_shown_and_set_the_page(built: Built, tmp_path: Path) -> None:
+    path = picture_with(tmp_path / "a.png", prompt="märchenhaft 森", seed="11", guidance_scale=6.5)
+    shown, apply, message = await built.bindings.read_picture(path)
+    assert shown["value"]["metadata_scheme"] == "fooocus"
+    assert shown["value"]["parameters"]["prompt"] == "märchenhaft 森"
+    assert (shown["visible"], apply["visible"], message["value"]) == (True, True, "")
+    updates = await built.bindings.apply_picture(path)
+    assert updates[built.controls.widget("prompt")]["value"] == "märchenhaft 森"
+    assert updates[built.controls.widget("guidance_scale")]["value"] == 6.5
+
+
+async def test_picture_without_parameters_and_no_picture_say_so(built: Built, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    (tmp_path / "none.png").write_bytes(b"no picture")
+    for name, sentence in (("plain.png", "carries no generation parameters"), ("none.png", "not a PNG, JPEG or WebP")):
+        shown, apply, message = await built.bindings.read_picture(str(tmp_path / name))
+        assert (shown["visible"], apply["visible"]) == (False, False)
+        assert sentence in message["value"]
 
 
 async def test_api_switch_is_remembered(built: Built) -> None:

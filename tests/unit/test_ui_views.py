@@ -22,7 +22,7 @@ from modules.ui import markup
 from modules.ui.controls import declared_fields
 from modules.ui.labels import aspect_label, sentence_of
 from modules.ui.layout import PANELS_TO_COME
-from modules.ui.run_view import RunView, after, view_of_record
+from modules.ui.run_view import RunView, after, view_of_record, with_estimate
 
 
 def test_panels_to_come_hold_nothing_that_works() -> None:
@@ -67,6 +67,22 @@ def test_preview_stays_when_a_step_has_none() -> None:
 
 def test_lost_worker_is_told() -> None:
     assert view_after(Started(), Retrying("the worker died")).text == "Starting again: the worker died"
+
+
+@pytest.mark.parametrize(("percent", "left_s"), [(0, None), (9, None), (10, 90), (50, 10), (100, 0)])
+def test_time_left_follows_from_the_time_so_far(percent: int, left_s: int | None) -> None:
+    assert with_estimate(view_after(Started(), Progress(percent, "x")), 10).left_s == left_s
+
+
+def test_time_left_is_shown_in_minutes_and_seconds() -> None:
+    assert "2 min 5 s left" in markup.progress_bar(RunView(phase="running", percent=50, left_s=125))
+    assert "left" not in markup.progress_bar(RunView(phase="running", percent=5))
+
+
+def test_many_notes_show_the_first_and_keep_the_others_behind_it() -> None:
+    assert "details" not in markup.notes(["One."])
+    shown = markup.notes(["One.", "Two.", "Three."])
+    assert shown.index("One.") < shown.index("2 more") < shown.index("Two.") < shown.index("Three.")
 
 
 def test_record_of_an_ended_task_gives_the_view_its_events_gave() -> None:

@@ -1,6 +1,12 @@
 // The page's own script: the task id of this tab, shortcuts, pasted parameters, "Generate forever", reconnecting.
 (() => {
   "use strict";
+  const address = new URL(location.href);
+  if (window.focaleTheme && !address.searchParams.has("__theme")) {
+    address.searchParams.set("__theme", window.focaleTheme);
+    history.replaceState(null, "", address);
+  }
+
   const TASK = "focale_task";
   const byId = (id) => document.getElementById(id);
   const isShown = (element) => !!element && element.offsetParent !== null;
