@@ -284,7 +284,7 @@ class TaskRun:
         )
         with self._journal(batch, drawing.shape) as journal:
             if journal.replayed:
-                logger.info("Task %s goes on after %d evaluations", self.record.task_id, journal.replayed)
+                yield Noticed(f"Went on after {journal.replayed} model evaluations of an earlier attempt.")
             run = drawing.run(journal)
             try:
                 while True:
