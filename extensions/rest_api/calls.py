@@ -19,6 +19,7 @@ from extensions.rest_api.webhook import WebhookStyle
 from modules.choices import Source
 from modules.errors import IllegalTransition, InvalidRequest
 from modules.jobs import Job
+from modules.params import is_no_image
 from modules.presets import INITIAL, apply_preset, load_preset
 from modules.record import Record
 from modules.request import GenerationRequest
@@ -73,7 +74,7 @@ async def submitted(
     task_id = derived_id or task_id or uuid.uuid4().hex
     api.quota.check(key_name)
     ready = await api.in_thread(partial(_resolved, api, request, asked))
-    webhook_url = ready.webhook_url or api.services.settings.webhook_url
+    webhook_url = _webhook_of(ready) or api.services.settings.webhook_url
     async with api.outbox.expecting(task_id, webhook_url, webhook_style):
         try:
             job = await api.services.handlers.submit(ready, source=Source.API, webhook_url=webhook_url, task_id=task_id)
@@ -84,6 +85,20 @@ async def submitted(
             return found
     api.quota.own(job.task_id, key_name)
     return job
+
+
+def _webhook_of(request: GenerationRequest) -> str:
+    """The URL to tell, "" for none.
+
+    Raises:
+        InvalidRequest: it is no http or https URL.
+    """
+    url = request.webhook_url.strip()
+    if is_no_image(url):  # the same words mean no URL
+        return ""
+    if not url.lower().startswith(("http://", "https://")):
+        raise InvalidRequest("webhook_url", "must begin with http:// or https://", url)
+    return url
 
 
 def _resolved(api: Api, request: Request, asked: GenerationRequest) -> GenerationRequest:

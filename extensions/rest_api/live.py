@@ -11,6 +11,7 @@ from modules.events import (
     ImageSaved,
     ImageSkipped,
     Noticed,
+    Planned,
     Progress,
     Queued,
     Retrying,
@@ -84,6 +85,8 @@ def _plain(event: Event) -> tuple[str, dict[str, Any]]:
             return "queued", {"position": position}
         case Started(attempt=attempt):
             return "started", {"attempt": attempt}
+        case Planned(model=model, width=width, height=height, steps=steps, images=images):
+            return "planned", {"model": model, "width": width, "height": height, "steps": steps, "images": images}
         case Noticed(message=message):
             return "notice", {"message": message}
         case ImageSkipped(index=index):

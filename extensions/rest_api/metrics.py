@@ -1,5 +1,6 @@
 """Prometheus metrics of queue, tasks and requests."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from modules.events import Event, ImageSaved, Progress, Retrying, Started, is_final
+from modules.events import Event, Finished, ImageSaved, Progress, Retrying, Started, is_final
 from modules.extensions import AsgiApp, Message, Receive, Scope, Send
 from modules.jobs import Job, JobQueue
 
@@ -43,11 +44,16 @@ class Metrics:
         waiting.set_function(lambda: len(jobs.waiting))
         running = Gauge("focale_tasks_running", "Tasks in work.", registry=registry)
         running.set_function(lambda: 1 if jobs.running else 0)
+        worker = Gauge("focale_worker_resident_bytes", "Memory of the worker process.", registry=registry)
+        worker.set_function(_memory_of_children)
         self._wait_s = Histogram(
             "focale_task_wait_seconds", "Time from acceptance to start.", buckets=_LONG_S, registry=registry
         )
         self._run_s = Histogram(
             "focale_task_run_seconds", "Time from start to end.", buckets=_LONG_S, registry=registry
+        )
+        self._model_s = Histogram(
+            "focale_task_model_seconds", "Time inside the networks, per task.", buckets=_LONG_S, registry=registry
         )
         self._step_s = Histogram(
             "focale_step_seconds", "Time between two sampling steps.", buckets=_STEP_S, registry=registry
@@ -76,6 +82,8 @@ class Metrics:
             self._retries.inc()
         elif is_final(event):
             self._tasks.labels(record.task_status.value, record.source.value).inc()
+            if isinstance(event, Finished):
+                self._model_s.observe(event.model_seconds)
             if record.start_mills >= 0:
                 self._run_s.observe(max(0, record.finish_mills - record.start_mills) / 1000)
 
@@ -120,6 +128,17 @@ class CountRequests:
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.request(_method(scope["method"]), route, status, time.perf_counter() - began_s)
+
+
+def _memory_of_children() -> float:
+    """Resident bytes of the processes this one started."""
+    import psutil  # only whoever asks for metrics waits for it
+
+    total = 0.0
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            total += child.memory_info().rss
+    return total
 
 
 def _method(method: str) -> str:

@@ -158,7 +158,8 @@ async def follow_task(
 
 
 async def _followed(api: Api, job: Job, translator: TaskEvents, after: int) -> AsyncIterator[ServerSentEvent]:
-    async with aclosing(api.services.handlers.follow(job, after)) as events:  # type: ignore[type-var]
+    """The log itself is followed: who only watches does not keep a task alive, nor stops it by going away."""
+    async with aclosing(job.log.follow(after)) as events:  # type: ignore[type-var]
         async for number, event in events:
             name, data = await translator.named(event, job.record)
             yield ServerSentEvent(data=orjson.dumps(data).decode(), event=name, id=translator.event_id(number))

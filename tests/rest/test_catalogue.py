@@ -128,6 +128,7 @@ async def test_metrics_count_tasks_pictures_and_routes(server: Running):
     steps = [line for line in text.splitlines() if line.startswith("focale_step_seconds_count")]
     assert steps == ["focale_step_seconds_count 6.0"]
     assert "process_resident_memory_bytes" in text
+    assert "focale_worker_resident_bytes" in text
 
 
 async def test_health_and_readiness(server: Running):

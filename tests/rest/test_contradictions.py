@@ -1,6 +1,7 @@
 """One test for each row where the published description and the running servers disagreed; named after the row."""
 
 import asyncio
+import json
 from datetime import datetime, timedelta
 
 import httpx
@@ -169,6 +170,14 @@ async def test_row_18_delete_takes_history_only_and_needs_start_at(server: Runni
 async def test_row_19_save_name_is_supported(server: Running):
     record = (await server.generate({"save_name": "apple", "image_number": 2})).json()
     assert [url.rsplit("/", 1)[1] for url in record["result"]] == ["apple-0.png", "apple-1.png"]
+
+
+async def test_row_20_the_webhook_body_is_an_object(server: Running):
+    posted: list[bytes] = []
+    server.rest._api.outbox._send = lambda url, record, body: posted.append(body)
+    record = (await server.generate({"webhook_url": "http://127.0.0.1:9/"})).json()
+    await asyncio.gather(*server.rest._api.outbox._deliveries)
+    assert [json.loads(body) for body in posted] == [record]
 
 
 async def test_row_21_every_preset_key_reaches_its_own_field(server: Running):

@@ -281,6 +281,17 @@ async def test_a_named_host_is_accepted(serve: Serve):
     assert (await server.client.get("/tasks", headers={"host": "img.example"})).status_code == 200
 
 
+async def test_urls_follow_a_trusted_proxy(serve: Serve):
+    server = await serve("--trusted-proxies", "127.0.0.1")
+    record = (await server.generate(headers={"x-forwarded-host": "img.example"})).json()
+    assert record["result"][0].startswith("http://img.example/outputs/")
+
+
+async def test_urls_do_not_follow_a_proxy_that_nobody_trusts(server: Running):
+    record = (await server.generate(headers={"x-forwarded-host": "img.example"})).json()
+    assert record["result"][0].startswith(BASE)
+
+
 # -- signatures -----------------------------------------------------------------------------------------------------
 
 

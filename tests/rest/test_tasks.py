@@ -6,6 +6,7 @@ import io
 import json
 from datetime import UTC, datetime, timedelta, timezone
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -15,6 +16,7 @@ from modules.record import Record
 from modules.request import GenerationRequest, to_params
 from tests.fakes import png_base64
 from tests.rest.conftest import BASE, Running, running_server
+from tests.rest.live import live_server
 
 HOUR_MS = 3_600_000
 NOON = datetime(2026, 3, 1, 12, 0, 0)
@@ -393,6 +395,23 @@ async def test_events_of_a_task_that_left_memory_are_its_end(tmp_path):
     assert [name for _id, name, _data in events] == ["finished"]
 
 
+async def test_watching_a_task_and_going_away_does_not_stop_it(tmp_path):
+    async with live_server(tmp_path, "--on-disconnect", "stop") as live, httpx.AsyncClient() as client:
+        live.engine.hold()
+        reply = await client.post(live.api_url + "/v1/engine/generate/", json={"async_process": True})
+        task_id = reply.json()["task_id"]
+        await live.engine.held.wait()
+        async with client.stream("GET", f"{live.api_url}/tasks/{task_id}/events") as events:
+            await anext(events.aiter_bytes())
+        while live.server.server_state.tasks:
+            await asyncio.sleep(0.001)
+        live.engine.release()
+        job = live.services.jobs.get(task_id)
+        async for _event in job.log.follow():
+            pass
+        assert job.record.task_status is TaskStatus.FINISHED
+
+
 async def test_eta_appears_once_something_is_measured(server: Running):
     await server.generate()
     server.engine.hold(at_step=3)
@@ -409,7 +428,7 @@ async def test_two_hundred_followers_all_get_every_result_and_the_end(server: Ru
     task_id = await server.accepted({"image_number": 3})
     await server.engine.held.wait()
     followers = [asyncio.create_task(server.client.get(f"/tasks/{task_id}/events")) for _ in range(200)]
-    while server.services.jobs.get(task_id).followers < 200:
+    while len(server.application.front._in_work) < 200:
         await asyncio.sleep(0)
     server.engine.release()
     for reply in await asyncio.gather(*followers):

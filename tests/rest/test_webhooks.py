@@ -175,6 +175,19 @@ async def emptied(server: Running) -> None:
     await asyncio.gather(*outbox._deliveries)
 
 
+@pytest.mark.parametrize("url", ["ftp://x/", "file:///etc/passwd", "example.com/hook", "javascript:alert(1)"])
+async def test_only_http_urls_are_taken(server: Running, url):
+    reply = await server.generate({"webhook_url": url})
+    assert (reply.status_code, reply.json()["detail"][0]["loc"]) == (422, ["body", "webhook_url"])
+    assert server.engine.runs == []
+
+
+@pytest.mark.parametrize("word", [None, "", "string", "None"])
+async def test_words_for_no_webhook(server: Running, word):
+    record = (await server.generate({"webhook_url": word})).json()
+    assert (record["task_status"], record["webhook_url"]) == ("finished", "")
+
+
 # -- the outbox -----------------------------------------------------------------------------------------------------
 
 RECORD = Record(task_id="t" * 32, task_status=TaskStatus.FINISHED)
