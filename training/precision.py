@@ -5,6 +5,7 @@ the optimiser keeps float32 masters, attention is plain matrix products, and gro
 own where a compiler is at hand: PyTorch's versions of both are slow in this format.
 """
 
+import argparse
 import functools
 import logging
 import subprocess
@@ -14,7 +15,7 @@ from types import ModuleType
 from typing import Any, cast
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from torch.utils import cpp_extension
@@ -22,6 +23,7 @@ from torch.utils import cpp_extension
 logger = logging.getLogger(__name__)
 
 WORTH_IT = 1.5
+FORMATS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def training_step_seconds(dtype: torch.dtype, *, repeats: int = 3) -> float:
@@ -34,6 +36,16 @@ def training_step_seconds(dtype: torch.dtype, *, repeats: int = 3) -> float:
         convolution(pixels).sum().backward()
         times.append(time.process_time() - start)
     return min(times[1:])
+
+
+def add_precision_option(parser: argparse.ArgumentParser) -> None:
+    """Give a stage's parser the option that `chosen_dtype` reads."""
+    parser.add_argument("--precision", choices=list(FORMATS), default="auto", help="auto measures which is faster")
+
+
+def chosen_dtype(precision: str) -> torch.dtype:
+    """The format that the option names; for "auto" the faster one."""
+    return FORMATS[precision] or measured_dtype()
 
 
 def measured_dtype() -> torch.dtype:
@@ -110,7 +122,7 @@ def use_fused_norms(network: nn.Module) -> None:
 def prepare(network: nn.Module, dtype: torch.dtype) -> None:
     """Bring a network into the format: memory layout, weights, normalisation and attention."""
     for module in network.modules():
-        if isinstance(module, UNet2DConditionModel):
+        if isinstance(module, UNet2DConditionModel | AutoencoderKL):
             module.to(memory_format=torch.channels_last)
             if dtype == torch.bfloat16:
                 module.set_attn_processor(AttnProcessor())

@@ -26,14 +26,13 @@ from training.nets import (
     new_unet,
 )
 from training.optim import Schedule, rank, world_size
-from training.precision import measured_dtype, prepare
+from training.precision import add_precision_option, chosen_dtype, prepare
 from training.prompts import CHUNK, Encoding, PromptEncoder, consistent_time_ids, joined, scaled_time_ids
 from training.runs import Run, averaged_weights, in_processes, seeded
 from training.stages import StateFolder, stage_parser, start_logging
 
 logger = logging.getLogger(__name__)
 
-FORMATS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 SNR_GAMMA = 5.0
 UNIFORM_SHARE = 0.15
 EMPTY_SHARE = 0.10
@@ -273,7 +272,7 @@ def train(arguments: argparse.Namespace) -> None:
     network = build_network(arguments.tables, arguments.vocabulary, seed=arguments.seed)
     if arguments.towers is not None:
         start_towers(network, arguments.towers)
-    prepare(network, FORMATS[arguments.precision] or measured_dtype())
+    prepare(network, chosen_dtype(arguments.precision))
     run = Run(state.file("runs", arguments.run), network, minutes=arguments.minutes)
     if arguments.resume:
         run.load(arguments.start_from)
@@ -325,7 +324,7 @@ def main() -> None:
     parser.add_argument("--everyday", type=float, default=None, help="share of everyday concepts, 0-1; default: even")
     parser.add_argument("--favour", type=Path, default=None, help="file of labels that count as everyday concepts")
     parser.add_argument("--long", type=float, default=0.25, help="share of steps with 77 tokens per chunk, 0-1")
-    parser.add_argument("--precision", choices=list(FORMATS), default="auto", help="auto measures which is faster")
+    add_precision_option(parser)
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
     in_processes(arguments.processes, train, arguments)

@@ -21,6 +21,7 @@ from training.latents import encode_pixels
 from training.nets import SCALING_FACTOR, load_vae, new_vae
 from training.optim import Schedule, rank, world_size
 from training.pictures import AUGMENTED, compose, random_colour
+from training.precision import add_precision_option, chosen_dtype, prepare
 from training.runs import Run, averaged_weights, in_processes, seeded
 from training.stages import StateFolder, stage_parser, start_logging
 from training.whiten import fold, whitening
@@ -90,10 +91,11 @@ def vae_loss(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
 
     The networks are called by part: the wrapper's checks cost more than they say here.
     """
-    mean, log_variance = vae.quant_conv(vae.encoder(pixels)).chunk(2, dim=1)
+    dtype = vae.quant_conv.weight.dtype
+    mean, log_variance = vae.quant_conv(vae.encoder(pixels.to(dtype))).float().chunk(2, dim=1)
     log_variance = log_variance.clamp(-20, 10)
     latents = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
-    decoded = vae.decoder(vae.post_quant_conv(latents))
+    decoded = vae.decoder(vae.post_quant_conv(latents.to(dtype))).float()
     # the latents' scale is folded in, so the divergence is taken of scaled latents
     scaled = mean * SCALING_FACTOR
     shift = 2 * math.log(SCALING_FACTOR)
@@ -106,9 +108,10 @@ def train(arguments: argparse.Namespace) -> None:
     state = StateFolder(arguments.state)
     art = load_art(state.file("art"))
     torch.manual_seed(arguments.seed)
-    vae = (load_vae(arguments.start) if arguments.start else new_vae()).to(memory_format=torch.channels_last)
+    vae = load_vae(arguments.start) if arguments.start else new_vae()
     vae.encoder.requires_grad_(not arguments.decoder_only)
     vae.quant_conv.requires_grad_(not arguments.decoder_only)
+    prepare(vae, chosen_dtype(arguments.precision))
     run = Run(state.file("runs", "vae"), nn.ModuleDict({"vae": vae}), minutes=arguments.minutes, muon_ratio=None)
     if arguments.resume:
         run.load()
@@ -131,7 +134,7 @@ def train(arguments: argparse.Namespace) -> None:
             logger.info("%d samples: loss %.4f", run.samples, float(loss.detach()))
     run.save()
     if rank() == 0:
-        finish(state, art, vae, whiten=not arguments.decoder_only)
+        finish(state, art, vae.float(), whiten=not arguments.decoder_only)
 
 
 def finish(state: StateFolder, art: ArtSet, vae: AutoencoderKL, *, whiten: bool) -> None:
@@ -167,6 +170,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=20, help="crops per process and step")
     parser.add_argument("--rate", type=float, default=1.2e-3)
     parser.add_argument("--processes", type=int, default=2)
+    add_precision_option(parser)
     parser.add_argument("--measure", action="store_true", help="only measure the state folder's VAE")
     arguments = parser.parse_args()
     if arguments.measure:

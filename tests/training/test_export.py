@@ -18,10 +18,11 @@ from training.checkpoints import read_network, read_vae
 from training.export import main as export_main
 from training.export import original_tensors
 from training.generate import draw, evenly_spaced_sigmas, load_family
-from training.nets import TOKEN_TABLE_KEYS, alphas_cumprod, load_token_tables
+from training.nets import TOKEN_TABLE_KEYS, alphas_cumprod, load_token_tables, load_vae
 from training.prompts import PromptEncoder, consistent_time_ids, joined, scaled_time_ids
 from training.runs import averaged_weights
 from training.stages import StateFolder
+from training.whiten import fold
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +120,24 @@ def test_drawing_depends_on_prompt_and_seed_alone() -> None:
     alone = draw(family, ["a rocket"], [1], steps=2, height=64, width=64)
     torch.testing.assert_close(together[1:], alone, rtol=1e-3, atol=1e-3)
     assert float((together[0] - together[1]).abs().mean()) > 0.05
+
+
+@pytest.mark.slow
+def test_start_with_another_vae_keeps_its_pictures_and_nears_the_old_latents(
+    state: StateFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(state.file("art"), tmp_path / "art")
+    other, known = read_vae(EMBEDDED), read_vae(EMBEDDED)
+    turn = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).Q
+    fold(other, turn, torch.zeros(4, dtype=torch.float64))
+    other.save_pretrained(tmp_path / "other")
+    monkeypatch.setattr("training.bootstrap.PICTURES", 8)
+    options = ["--state", tmp_path, "--vocabulary", VOCABULARY, "--weights", EMBEDDED, "--vae", tmp_path / "other"]
+    monkeypatch.setattr("sys.argv", ["bootstrap", *map(str, options)])
+    bootstrap()
+    aligned = load_vae(tmp_path / "vae")
+    pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    with torch.inference_mode():
+        before, after = known.encode(pixels).latent_dist.mean, aligned.encode(pixels).latent_dist.mean
+        torch.testing.assert_close(aligned.decode(after).sample, known.decode(before).sample, rtol=0, atol=0.02)
+    assert float((after - before).square().mean() / before.var()) < 0.2
