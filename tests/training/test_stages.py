@@ -131,7 +131,7 @@ def test_held_out_concepts_are_seeded(art: ArtSet) -> None:
 
 @pytest.mark.slow
 def test_judge_learns_the_made_up_art(stage: Stage, state: StateFolder, art: ArtSet) -> None:
-    stage(judge, "--samples", 1600, "--batch", 32, "--rate", 4e-3)
+    stage(judge, "--samples", 960, "--batch", 32, "--rate", 4e-3)
     trained = load_judge(state.file("judge.safetensors"))
     first, five = accuracy(trained, art, style="flat")
     assert first >= 0.5
