@@ -1,7 +1,9 @@
 """One server on two ports: binds the sockets, sends each request to its owner, and ends everything in order."""
 
 import asyncio
+import contextlib
 import logging
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -381,5 +383,7 @@ def serve(
 ) -> bool:
     """Serve until a signal ends it; False when the server could not start."""
     server = Server(application, trusted_proxies=trusted_proxies, on_ready=on_ready)
-    asyncio.run(server.serve(sockets=listeners.sockets))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn passes the signal on once all has ended
+        asyncio.run(server.serve(sockets=listeners.sockets))
     return server.started

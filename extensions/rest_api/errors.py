@@ -28,9 +28,6 @@ logger = logging.getLogger(__name__)
 STATUS_OF: tuple[tuple[type[FocaleError], int], ...] = (
     (NotFound, 404),
     (IllegalTransition, 409),
-    (FetchRefused, 422),
-    (ModelFileMissing, 422),
-    (ModelFileUnusable, 422),
     (QueueFull, 429),
     (EngineFailed, 500),
     (WorkerDied, 503),
@@ -64,6 +61,9 @@ async def _on_validation(request: Request, error: Exception) -> Response:
 async def _on_focale(request: Request, error: Exception) -> Response:
     if isinstance(error, InvalidRequest):
         return unprocessable([detail_of(error)], request)
+    if isinstance(error, FetchRefused | ModelFileMissing | ModelFileUnusable):
+        kind = "model_file" if not isinstance(error, FetchRefused) else "fetch"
+        return unprocessable([{"type": kind, "loc": ["body"], "msg": str(error), "input": None}], request)
     status = next((status for kind, status in STATUS_OF if isinstance(error, kind)), 500)
     if isinstance(error, QueueFull):
         headers = {"Retry-After": str(error.retry_after_s)}

@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +18,7 @@ from modules.errors import ExtensionFailed, PortTaken
 from modules.extensions import Extension, Receive, Routes, Scope, Send, Services, load_extensions, owners
 from modules.serving import Page, bind
 from modules.settings import Settings
+from tests.rest.conftest import ROOT
 from tests.rest.live import live_server
 
 
@@ -303,3 +307,13 @@ def test_answers_do_not_wait_for_acknowledgements(tmp_path):
     for one in listeners.sockets:
         one.close()
     assert protocols == [socket.IPPROTO_TCP] * 2
+
+
+def test_a_signal_ends_the_process_in_order_and_without_a_trace():
+    command = [sys.executable, "-m", "tests.fake_server", "--port", "0"]
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+            assert server.stdout.readline().startswith("ready ")
+            server.send_signal(signal_number)
+            _rest, problems = server.communicate(timeout=20)
+        assert (server.returncode, problems) == (0, "")
