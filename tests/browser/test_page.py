@@ -106,12 +106,12 @@ def test_reload_goes_on_with_the_running_task_and_shows_its_result(open_page: Op
     generate(page, "a reloaded lighthouse")
     expect(page.locator("img.focale-preview")).to_be_visible()
     running = task_id(page)
-    page.reload()
+    open_page.reload(page)
     expect(page.locator(".focale-step")).to_have_text("Sampling step 2/4, image 1/2 ...")
     expect(page.get_by_role("button", name="Stop", exact=True)).to_be_visible()
     released.release()
     expect(gallery(page)).to_have_count(2)
-    page.reload()
+    open_page.reload(page)
     expect(gallery(page)).to_have_count(2)
     assert task_id(page) == running
 
