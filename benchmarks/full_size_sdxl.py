@@ -145,19 +145,21 @@ def measure(options: argparse.Namespace) -> dict[str, float | bool]:
     """Loads and draws once with one engine, in this process."""
     ours, request = options.engine == "ours", (1, options.steps, options.size)
     with MemoryWatch() as memory:
-        started = time.perf_counter()
+        started, began = time.perf_counter(), time.process_time()
         model = load_ours(options) if ours else load_diffusers(options)
-        loaded = time.perf_counter()
+        loaded, ready = time.perf_counter(), time.process_time()
         if ours:
             (image,) = draw_with_ours(model, ClipTokenizer(TOKENIZER), *request, guidance_scale=options.guidance)
         else:
             (image,) = draw_with_diffusers(model, *request, guidance_scale=options.guidance)
-        done = time.perf_counter()
+        done, ended = time.perf_counter(), time.process_time()
     if ours:
         write_configs(model, options.configs)
     return {
         "load_s": loaded - started,
         "draw_s": done - loaded,
+        "load_cpu_s": ready - began,
+        "draw_cpu_s": ended - ready,
         "anonymous_mib": memory.anonymous_mib,
         "resident_mib": memory.resident_mib,
         "drawn": image.size == (options.size, options.size),
@@ -172,7 +174,8 @@ def run(engine: str, options: argparse.Namespace) -> dict[str, float]:
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     result: dict[str, float] = json.loads(output.splitlines()[-1])
     sys.stdout.write(
-        f"{engine}: load {result['load_s']:.1f} s, draw {result['draw_s']:.1f} s, "
+        f"{engine}: load {result['load_s']:.1f} s (CPU {result['load_cpu_s']:.1f}), "
+        f"draw {result['draw_s']:.1f} s (CPU {result['draw_cpu_s']:.1f}), "
         f"peak {result['anonymous_mib']:,.0f} MiB of its own, "
         f"{result['resident_mib']:,.0f} MiB with mapped pages\n"
     )

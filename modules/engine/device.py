@@ -18,7 +18,7 @@ class DevicePolicy:
     unet: format of UNets with at least `HALF_FROM_PARAMETERS` parameters; smaller ones use float32 on a CPU.
     text: format of the text encoders' weights.
     vae: format of the VAE; never float16 unless asked for: the published SDXL VAE overflows in it.
-    channels_last: memory layout for convolutions, faster wherever half precision is.
+    channels_last: whether half-precision convolutions get this memory layout, which is faster for them.
     """
 
     device: torch.device
@@ -69,7 +69,7 @@ def choose_policy(
         unet=unet,
         text=text,
         vae=vae,
-        channels_last=unet != torch.float32 and chosen.type in ("cpu", "cuda"),
+        channels_last=chosen.type in ("cpu", "cuda") and {unet, vae} != {torch.float32},
         fixed=precision != "auto",
     )
 

@@ -123,9 +123,7 @@ class ModelStore:
         key = (file_identity(path), scaling_factor)
         if key not in self._vaes:
             file = open_tensor_file(path)
-            self._vaes[key] = self._place(
-                build_vae(file, scaling_factor=scaling_factor, dtype=self.policy.vae), channels_last=False
-            )
+            self._vaes[key] = self._place(build_vae(file, scaling_factor=scaling_factor, dtype=self.policy.vae))
         self._vaes.move_to_end(key)
         self._shrink()
         return self._vaes[key]
@@ -167,9 +165,9 @@ class ModelStore:
         vae = build_vae(file, scaling_factor=facts.scaling_factor, dtype=policy.vae)
         clip_l = build_clip_l(file, keys.CLIP_L_PREFIX, dtype=policy.text) if with_text else None
         clip_g = build_clip_g(file, keys.CLIP_G_PREFIX, dtype=policy.text) if with_text else None
-        unet = self._place(unet, channels_last=policy.channels_last and unet_format != torch.float32)
-        clip_l = self._place(clip_l, channels_last=False) if clip_l else None
-        clip_g = self._place(clip_g, channels_last=False) if clip_g else None
+        unet = self._place(unet)
+        clip_l = self._place(clip_l) if clip_l else None
+        clip_g = self._place(clip_g) if clip_g else None
         networks = {"unet": unet, "text_encoder": clip_l, "text_encoder_2": clip_g}
         originals = without_prefix(file.shapes, keys.UNET_PREFIX)
         return SdxlModel(
@@ -177,7 +175,7 @@ class ModelStore:
             identity=identity,
             facts=facts,
             unet=unet,
-            vae=self._place(vae, channels_last=False),
+            vae=self._place(vae),
             text_encoder=clip_l,
             text_encoder_2=clip_g,
             loras=LoraStack(
@@ -186,8 +184,12 @@ class ModelStore:
             ),
         )
 
-    def _place(self, network: Network, *, channels_last: bool) -> Network:
-        if channels_last:
+    def _place(self, network: Network) -> Network:
+        """Moves a network to the device; half-precision convolutions get the layout they are fast in.
+
+        On a CPU without bfloat16 instructions the VAE decodes 20 times faster in it, the UNet 2.5 times.
+        """
+        if self.policy.channels_last and next(network.parameters()).dtype != torch.float32:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
         return network.to(self.policy.device) if self.policy.device.type != "cpu" else network
 

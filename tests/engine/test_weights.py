@@ -30,6 +30,10 @@ from modules.errors import ModelFileMissing, ModelFileUnusable
 from tests.tiny_sdxl import Layout, tiny_tensors, write_tiny
 
 EMBEDDED = Path(__file__).parents[2] / "models" / "embedded" / "focale-tiny.safetensors"
+CONVOLUTION = {
+    "unet": "down_blocks.0.resnets.0.conv1.weight",
+    "vae": "decoder.up_blocks.0.resnets.0.conv1.weight",
+}
 G_PREFIX = "conditioner.embedders.1.model."
 L_PREFIX = "conditioner.embedders.0.transformer.text_model."
 
@@ -298,6 +302,17 @@ def test_metadata_of_preview_colours_is_read(tmp_path: Path) -> None:
 
     assert facts.latent_rgb.factors[1] == (0.0, 1.0, 0.0)
     assert facts.latent_rgb.bias == (0.5, 0.0, 0.0)
+
+
+def test_half_precision_convolutions_get_the_fast_layout(folder: Path) -> None:
+    policy = choose_policy("cpu", precision="bf16", vae_precision="bf16")
+    half = ModelStore(policy).base(folder / "sdxl.safetensors")
+    plain = _store().base(folder / "sdxl.safetensors")
+
+    for network in ("unet", "vae"):
+        weight = getattr(half, network).get_parameter(CONVOLUTION[network])
+        assert weight.is_contiguous(memory_format=torch.channels_last)
+        assert getattr(plain, network).get_parameter(CONVOLUTION[network]).is_contiguous()
 
 
 def test_shards_of_a_name_with_brackets_are_found(tmp_path: Path) -> None:
