@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from modules.engine.tensorfile import open_tensor_file
 from training.art import ArtSet, load_art
@@ -73,7 +73,7 @@ def train(arguments: argparse.Namespace) -> None:
     run.stop_on_signals()
     schedule = Schedule(arguments.rate, warmup=500, decay_from=arguments.samples // 2, decay_to=arguments.samples)
     own = seeded(arguments.seed, "style", run.samples)
-    trainer = NoiseTrainer(nn.ModuleDict(network), art, shared=own, own=own, suffix=TRIGGER)
+    trainer = NoiseTrainer(network, art, shared=own, own=own, suffix=TRIGGER)
     while run.going(arguments.samples):
         loss = trainer.loss(bucket, TextPlan(CHUNK, 0, gradient=False))
         loss.backward()

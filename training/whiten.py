@@ -4,7 +4,7 @@ The VAE's function is unchanged: the 4×4 map goes into quant_conv and its inver
 """
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
 from training.nets import SCALING_FACTOR
