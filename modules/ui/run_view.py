@@ -26,7 +26,7 @@ from modules.record import Record
 Phase = Literal["idle", "waiting", "running", "ended"]
 
 LEAST_PERCENT = 10
-"""From which on an estimate of the rest means something."""
+"""Of the run, from which an estimate of the rest means something."""
 WAITING = "Waiting for task to start ..."
 
 
@@ -90,15 +90,17 @@ def after(view: RunView, event: Event) -> RunView:
             return _ended(view, event)
 
 
-def with_estimate(view: RunView, elapsed_s: float) -> RunView:
-    """The view with the time that is left if the run goes on as it began.
+def with_estimate(view: RunView, since: RunView, elapsed_s: float) -> RunView:
+    """The view with the time that is left if the run goes on as it did since an earlier view.
 
     Args:
-        elapsed_s: since the run started.
+        since: of the first step that was seen; what went before, such as loading a model, happens once.
+        elapsed_s: from then to now.
     """
-    if view.phase != "running" or view.percent < LEAST_PERCENT:
+    gained = view.percent - since.percent
+    if view.phase != "running" or gained < LEAST_PERCENT:
         return replace(view, left_s=None)
-    return replace(view, left_s=round(elapsed_s * (100 - view.percent) / view.percent))
+    return replace(view, left_s=round(elapsed_s * (100 - view.percent) / gained))
 
 
 def _ended(view: RunView, event: Finished | Stopped | Skipped | Failed) -> RunView:

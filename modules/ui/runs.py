@@ -81,11 +81,17 @@ class Runs:
             shows_each_picture=not request.disable_intermediate_results,
         )
         last_s = -SHORTEST_INTERVAL_S
+        first: tuple[RunView, float] | None = None
         async for event in self._events(job):
             view = waiting(view, self._services.jobs.position(job.task_id)) if event is None else after(view, event)
             if isinstance(event, Progress):  # newer progress replaces this one in the log while we wait
                 await asyncio.sleep(max(0.0, last_s + SHORTEST_INTERVAL_S - self._clock_s()))
-                view = with_estimate(view, max(0.0, time.time() - job.record.start_mills / 1000))
+                if first is None and event.step:
+                    first = (view, self._clock_s())
+                if first is not None:
+                    view = with_estimate(view, first[0], self._clock_s() - first[1])
+            elif isinstance(event, Started):
+                first = None
             last_s = self._clock_s()
             yield view
 

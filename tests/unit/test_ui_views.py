@@ -69,9 +69,10 @@ def test_lost_worker_is_told() -> None:
     assert view_after(Started(), Retrying("the worker died")).text == "Starting again: the worker died"
 
 
-@pytest.mark.parametrize(("percent", "left_s"), [(0, None), (9, None), (10, 90), (50, 10), (100, 0)])
-def test_time_left_follows_from_the_time_so_far(percent: int, left_s: int | None) -> None:
-    assert with_estimate(view_after(Started(), Progress(percent, "x")), 10).left_s == left_s
+@pytest.mark.parametrize(("percent", "left_s"), [(20, None), (29, None), (30, 70), (60, 10), (100, 0)])
+def test_time_left_follows_from_the_steps_so_far(percent: int, left_s: int | None) -> None:
+    first = view_after(Started(), Progress(20, "x", step=1))
+    assert with_estimate(after(first, Progress(percent, "x", step=2)), first, 10).left_s == left_s
 
 
 def test_time_left_is_shown_in_minutes_and_seconds() -> None:
