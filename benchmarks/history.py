@@ -237,7 +237,9 @@ def judge(columns: list[dict[str, float]]) -> int:
     for name, factor in growth.items():
         print(f"{name}: largest ÷ smallest = {factor:.2f} (at most {MAX_GROWTH})")
     for name, span in slowest.items():
-        print(f"{name}: {span:.2f} ms (at most {MAX_P99_MS})")
+        print(f"{name}: {span:.2f} ms" + ("" if name.startswith(CONTROL) else f" (at most {MAX_P99_MS})"))
+    if slowest[f"{CONTROL} p99"] > MAX_P99_MS / 2:
+        print("This machine is too busy to judge the reads: plain computing waits as long.")
     slowest_read = max(span for name, span in slowest.items() if not name.startswith(CONTROL))
     good = all(factor <= MAX_GROWTH for factor in growth.values()) and slowest_read <= MAX_P99_MS
     print("within budget" if good else "over budget")
