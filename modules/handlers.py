@@ -29,7 +29,7 @@ class RequestCheck(Protocol):
 class Tools(Protocol):
     """One-off work of the engine that is no task: describing a picture, finding a mask."""
 
-    async def call(self, tool: str, payload: Mapping[str, Any]) -> Any:
+    async def call(self, tool: str, payload: Mapping[str, Any]) -> object:
         """Run a tool and return its JSON-like answer."""
 
 
@@ -59,6 +59,7 @@ class Handlers:
         self._tools = tools
         self._output_root = output_root
         self._stop_when_abandoned = stop_when_abandoned
+        self._leaving: set[asyncio.Task[None]] = set()
 
     async def submit(
         self, request: GenerationRequest, *, source: Source, webhook_url: str = "", task_id: str = ""
@@ -96,7 +97,10 @@ class Handlers:
         finally:
             job.followers -= 1
             if not completed and job.followers == 0:
-                await self._abandoned(job)
+                # A task of its own: the follower's is being cancelled, and must not take a half-done stop with it.
+                leaving = asyncio.create_task(self._abandoned(job))
+                self._leaving.add(leaving)
+                leaving.add_done_callback(self._leaving.discard)
 
     async def finished_record(self, job: Job) -> Record:
         """Wait for a task's end and return its record."""

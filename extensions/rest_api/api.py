@@ -13,6 +13,7 @@ from extensions.rest_api.bodies import request_model
 from extensions.rest_api.eta import EtaMeter
 from extensions.rest_api.fetching import Fetcher
 from extensions.rest_api.metrics import Metrics
+from extensions.rest_api.places import Places
 from extensions.rest_api.quota import KeyQuota
 from extensions.rest_api.webhook import Outbox, WebhookSender, WebhookStyle
 from extensions.rest_api.wire import Wire, base_of
@@ -35,6 +36,7 @@ class Api:
     request_model: type[GenerationRequest] = field(init=False)
     eta: EtaMeter = field(init=False)
     metrics: Metrics = field(init=False)
+    places: Places = field(init=False)
     quota: KeyQuota = field(init=False)
     outbox: Outbox = field(init=False)
 
@@ -43,6 +45,7 @@ class Api:
         self.request_model = request_model(settings.request_defaults())
         self.eta = EtaMeter(self.services.jobs)
         self.metrics = Metrics(self.services.jobs)
+        self.places = Places(self.services.jobs)
         limit = settings.extra.get("key_queue_limit", 0)
         self.quota = KeyQuota(self.services.jobs, limit if isinstance(limit, int) else 0)
         self._fetcher = Fetcher.of(settings)
@@ -87,6 +90,7 @@ class Api:
     def on_event(self, job: Job, event: Event) -> None:
         """Something happened to a task."""
         self.eta.on_event(job, event)
+        self.places.on_event(job, event)
         self.metrics.on_event(job, event)
         self.quota.on_event(job, event)
         self.outbox.on_event(job, event)

@@ -110,8 +110,8 @@ def stream(api: Api, wire: Wire, task: Job | Record, headers: dict[str, str]) ->
 
 async def _messages(api: Api, wire: Wire, job: Job) -> AsyncIterator[ServerSentEvent]:
     translator = StreamTranslator(wire, job.task_id, show_previews=not job.request.disable_preview)
-    async with aclosing(api.services.handlers.follow(job)) as events:  # type: ignore[type-var]
-        async for _number, event in events:
+    async with aclosing(api.places.follow(api.services.handlers, job)) as events:  # type: ignore[type-var]
+        async for event in events:
             message = await translator.message(event, job.record)
             if message is not None:
                 yield _sent(message)

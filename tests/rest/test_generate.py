@@ -196,6 +196,20 @@ async def test_stream_says_the_place_in_the_queue_while_it_waits(server: Running
     assert messages_of((await call).text)[0]["message"] == "Queued, position 1 ..."
 
 
+async def test_stream_tells_each_new_place_in_the_queue(server: Running):
+    server.engine.hold()
+    await server.accepted()
+    await server.engine.held.wait()
+    await server.accepted()
+    call = asyncio.create_task(server.generate({"stream_output": True}))
+    while len(server.services.jobs.waiting) < 2:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    server.engine.release()
+    texts = [message["message"] for message in messages_of((await call).text)]
+    assert texts[:3] == ["Queued, position 2 ...", "Queued, position 1 ...", "Initializing ..."]
+
+
 # -- 4.4 async, 4.5 sync --------------------------------------------------------------------------------------------
 
 

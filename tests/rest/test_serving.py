@@ -149,6 +149,25 @@ async def test_a_client_that_goes_away_leaves_a_finished_or_stopped_record(tmp_p
             assert job.record.task_status.value == {"continue": "finished", "stop": "stop"}[wants]
 
 
+@pytest.mark.parametrize("wants", ["continue", "stop"])
+async def test_a_client_that_goes_away_while_its_task_waits(tmp_path, wants):
+    async with live_server(tmp_path) as live, httpx.AsyncClient() as client:
+        live.engine.hold()
+        url = live.api_url + "/v1/engine/generate/"
+        await client.post(url, json={"async_process": True})
+        await live.engine.held.wait()
+        body = {"stream_output": True, "on_disconnect": wants}
+        async with client.stream("POST", url, json=body) as reply:
+            assert b"Queued, position 1" in await anext(reply.aiter_bytes())
+            job = live.services.jobs.waiting[0]
+        while job.followers:
+            await asyncio.sleep(0.001)
+        live.engine.release()
+        async for _event in job.log.follow():
+            pass
+        assert job.record.task_status.value == {"continue": "finished", "stop": "stop"}[wants]
+
+
 async def test_shutting_down_ends_streams_cleanly_and_calls_with_503(tmp_path):
     began_s = 0.0
     async with httpx.AsyncClient(timeout=20) as client:
