@@ -1,6 +1,6 @@
 # `make check` is what every change must pass; `make test` runs everything.
 PYTHON ?= .venv/bin/python
-SOURCES = launch.py $(wildcard webui.py modules extensions tests benchmarks training)
+SOURCES = launch.py $(wildcard webui.py modules extensions tests benchmarks training tools)
 
 .PHONY: check format lint types fast test
 

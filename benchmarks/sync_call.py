@@ -1,4 +1,4 @@
-"""`python -m benchmarks.sync_call`: wall time of a synchronous REST call beside the time inside the networks of that call."""
+"""`python -m benchmarks.sync_call`: wall time of a synchronous REST call beside its model time."""
 
 import argparse
 import asyncio

@@ -27,9 +27,7 @@ def make_workbench(settings: Settings) -> Workbench:
     return EngineWorkbench(settings)
 
 
-def build_services(
-    settings: Settings, *, inline: bool = False, workbench: MakeWorkbench | None = None
-) -> Services:
+def build_services(settings: Settings, *, inline: bool = False, workbench: MakeWorkbench | None = None) -> Services:
     """All services of one server, none of them started.
 
     Args:
@@ -74,5 +72,3 @@ def _clean_temp(settings: Settings) -> None:
                 shutil.rmtree(entry, ignore_errors=True)
             else:
                 entry.unlink(missing_ok=True)
-
-

@@ -24,9 +24,7 @@ def check_supported(request: GenerationRequest) -> None:
 
 def _wants_inpaint(request: GenerationRequest) -> bool:
     """An inpaint picture without mask and without direction paints nothing: that is a plain text-to-image request."""
-    return bool(request.inpaint_input_image) and bool(
-        request.inpaint_mask_image_upload or request.outpaint_selections
-    )
+    return bool(request.inpaint_input_image) and bool(request.inpaint_mask_image_upload or request.outpaint_selections)
 
 
 _IMAGE_FEATURES: tuple[tuple[str, str, Callable[[GenerationRequest], bool]], ...] = (
@@ -49,10 +47,12 @@ _IMAGE_FEATURES: tuple[tuple[str, str, Callable[[GenerationRequest], bool]], ...
     (
         "enhance_checkbox",
         "enhance finished pictures",
-        lambda request: request.enhance_checkbox
-        and (
-            request.enhance_uov_method is not UovMethod.DISABLED
-            or any(enhancement.enhance_enabled for enhancement in request.enhance_ctrls)
+        lambda request: (
+            request.enhance_checkbox
+            and (
+                request.enhance_uov_method is not UovMethod.DISABLED
+                or any(enhancement.enhance_enabled for enhancement in request.enhance_ctrls)
+            )
         ),
     ),
 )

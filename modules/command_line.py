@@ -1,4 +1,4 @@
-"""The command line without a server: `generate "a red apple" --out apple.png`, through the same door as everything else."""
+"""The command line without a server: `generate "a red apple" --out apple.png`, through the one door."""
 
 import argparse
 import asyncio
@@ -83,7 +83,7 @@ def request_of(parsed: argparse.Namespace) -> GenerationRequest:
     return GenerationRequest.model_validate(sent)
 
 
-def _value(name: str, text: str) -> Any:
+def _value(name: str, text: str) -> object:
     is_list = isinstance(GenerationRequest.model_fields[name].get_default(call_default_factory=True), tuple)
     if not is_list:
         return text

@@ -32,9 +32,7 @@ class UnknownName(InvalidRequest):
 
     kind = "unknown_name"
 
-    def __init__(
-        self, field: str | tuple[str | int, ...], name: str, known: Iterable[str], *, what: str
-    ) -> None:
+    def __init__(self, field: str | tuple[str | int, ...], name: str, known: Iterable[str], *, what: str) -> None:
         names = list(known)
         self.near = near_matches(name, names)
         hint = (

@@ -1,4 +1,4 @@
-"""What happens to a task, as a list of typed events: the one log that page, SSE, polling, webhooks and history follow."""
+"""What happens to a task, as a list of typed events: the log that page, SSE, polling, webhooks and history follow."""
 
 from dataclasses import dataclass, field
 from typing import TypeAlias

@@ -187,9 +187,7 @@ class TaskRun:
             models = plan_models(self.request, resources)
         self.model = bench.store.base(models.checkpoint.path)
         self.refiner = bench.store.refiner(models.refiner.path) if models.refiner else None
-        self.plan = make_plan(
-            self.request, resources, models=models, native_size_px=self.model.facts.native_size
-        )
+        self.plan = make_plan(self.request, resources, models=models, native_size_px=self.model.facts.native_size)
         self.meter.plan(self.plan.sampling.steps)
         self.writer = ResultWriter(
             root=settings.paths.outputs,

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from modules.choices import Source, TaskStatus
+from modules.choices import Source
 from modules.control import Action
 from modules.errors import IllegalTransition, NotFound
 from modules.events import Event
@@ -174,7 +174,7 @@ class Handlers:
 
     async def _abandoned(self, job: Job) -> None:
         wants = job.request.on_disconnect
-        if wants == "stop" or (not wants and self._stop_when_abandoned):
-            if job.record.task_status in (TaskStatus.PENDING, TaskStatus.RUNNING):
-                logger.info("Task %s is stopped because its last follower went away", job.task_id)
-                await self._queue.control("stop", job.task_id)
+        is_to_stop = wants == "stop" or (not wants and self._stop_when_abandoned)
+        if is_to_stop and not job.record.task_status.is_final:
+            logger.info("Task %s is stopped because its last follower went away", job.task_id)
+            await self._queue.control("stop", job.task_id)

@@ -10,7 +10,8 @@
                ├──── Stopped ─────────────────────────────────▶ stop
                └──── Failed ──────────────────────────────────▶ error
 
-Planned, Progress, ImageSaved, ImageSkipped and Noticed leave a running task running. No event leads out of a final state.
+Planned, Progress, ImageSaved, ImageSkipped and Noticed leave a running task running.
+No event leads out of a final state.
 """
 
 from collections.abc import Callable

@@ -143,8 +143,8 @@ class ParamGroup(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", use_enum_values=False, allow_inf_nan=False)
     label: ClassVar[str] = ""
 
-    def __init_subclass__(cls, label: str = "", **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
+    def __init_subclass__(cls, label: str = "") -> None:
+        super().__init_subclass__()
         if label:
             cls.label = label
 
@@ -192,9 +192,7 @@ class EnhanceCtrl(ParamGroup, label="Enhance"):
     """One enhancement pass: find a region by words, repaint it."""
 
     enhance_enabled: bool = Field(False, title="Enable", description="Use this pass.")
-    enhance_mask_dino_prompt: str = Field(
-        "", title="Detection prompt", description="What to find, in singular nouns."
-    )
+    enhance_mask_dino_prompt: str = Field("", title="Detection prompt", description="What to find, in singular nouns.")
     enhance_prompt: str = Field("", title="Enhancement positive prompt", description="Empty: the main prompt.")
     enhance_negative_prompt: str = Field(
         "", title="Enhancement negative prompt", description="Empty: the main negative prompt."
@@ -233,7 +231,7 @@ class EnhanceCtrl(ParamGroup, label="Enhance"):
     enhance_mask_invert: bool = Field(False, title="Invert Mask", description="Repaint everything but the region.")
 
 
-def _wrapped_list(item: type[ParamGroup]) -> Any:
+def _wrapped_list(item: type[ParamGroup]) -> Any:  # noqa: ANN401 - an annotation made at run time
     return Annotated[tuple[item, ...], BeforeValidator(_wrap_single)]  # type: ignore[valid-type]
 
 
@@ -241,15 +239,20 @@ class PromptParams(ParamGroup, label="Prompt"):
     """What the picture should show."""
 
     prompt: Annotated[str, Ui(lines=3, place="prompt")] = Field(
-        "", title="Prompt", max_length=100_000,
+        "",
+        title="Prompt",
+        max_length=100_000,
         description="What the picture should show. The first line is the main prompt; further lines are extra prompts.",
     )
     negative_prompt: Annotated[str, Ui(lines=2, place="Settings")] = Field(
-        "", title="Negative Prompt", max_length=100_000,
+        "",
+        title="Negative Prompt",
+        max_length=100_000,
         description="What the picture should not show; the same line rule.",
     )
     style_selections: Annotated[tuple[str, ...], Ui(place="Styles")] = Field(
-        (STYLE_EXPANSION, "Fooocus Enhance", "Fooocus Sharp"), title="Styles",
+        (STYLE_EXPANSION, "Fooocus Enhance", "Fooocus Sharp"),
+        title="Styles",
         description="Style templates around the prompt, in order; an empty list uses none.",
     )
 
@@ -258,11 +261,13 @@ class SettingsParams(ParamGroup, label="Settings"):
     """Size, number, format and seed."""
 
     performance_selection: Annotated[Performance, Ui(place="Settings")] = Field(
-        Performance.SPEED, title="Performance",
-        description="Steps per picture: 60, 30, 8, 4 or 4. The last three force sampler, guidance and a distilled LoRA.",
+        Performance.SPEED,
+        title="Performance",
+        description="Steps per picture: 60, 30, 8, 4 or 4. The last three force sampler and guidance and add a LoRA.",
     )
     aspect_ratios_selection: Annotated[str, BeforeValidator(_size), Ui(place="Settings")] = Field(
-        "1152*896", title="Aspect Ratios",
+        "1152*896",
+        title="Aspect Ratios",
         description="Width and height in pixels, `W*H`. Demo models scale it to the size they were trained on.",
     )
     image_number: Annotated[int, Ui(step=1, place="Settings")] = Field(
@@ -272,7 +277,10 @@ class SettingsParams(ParamGroup, label="Settings"):
         OutputFormat.PNG, title="Output Format", description="File format of the results."
     )
     image_seed: Annotated[int, BeforeValidator(_seed), Ui(place="Settings")] = Field(
-        -1, ge=-1, le=MAX_SEED, title="Seed",
+        -1,
+        ge=-1,
+        le=MAX_SEED,
+        title="Seed",
         description="Start of the random numbers; picture i uses seed + i. -1 or out of range draws one.",
     )
     read_wildcards_in_order: Annotated[bool, Ui(place="Debug Tools")] = Field(
@@ -290,21 +298,28 @@ class ModelParams(ParamGroup, label="Models"):
     """Which weights draw the picture, and how they step."""
 
     base_model_name: Annotated[str, Ui(place="Models")] = Field(
-        "juggernautXL_v8Rundiffusion.safetensors", title="Base Model (SDXL only)", min_length=1,
+        "juggernautXL_v8Rundiffusion.safetensors",
+        title="Base Model (SDXL only)",
+        min_length=1,
         description="Checkpoint file. The configured default falls back to the built-in demo model when it is absent.",
     )
     refiner_model_name: Annotated[ModelName, Ui(place="Models")] = Field(
         NO_MODEL, title="Refiner (SDXL or SD 1.5)", description="Second checkpoint for the last steps, or `None`."
     )
     refiner_switch: Annotated[float, Ui(step=0.0001, place="Models")] = Field(
-        0.5, ge=0.1, le=1, title="Refiner Switch At", description="Share of the steps after which the refiner takes over."
+        0.5,
+        ge=0.1,
+        le=1,
+        title="Refiner Switch At",
+        description="Share of the steps after which the refiner takes over.",
     )
     loras: Annotated[_wrapped_list(Lora), Ui(place="Models")] = Field(  # type: ignore[valid-type]
         (
             Lora(enabled=True, model_name="sd_xl_offset_example-lora_1.0.safetensors", weight=0.1),
             *(Lora(enabled=True, model_name=NO_MODEL, weight=1.0) for _ in range(4)),
         ),
-        title="LoRAs", description="Rows of enabled, model_name and weight. Omitted: the configured rows.",
+        title="LoRAs",
+        description="Rows of enabled, model_name and weight. Omitted: the configured rows.",
     )
     sampler_name: Annotated[SamplerName, Ui(place="Debug Tools")] = Field(
         SamplerName.DPMPP_2M_SDE_GPU, title="Sampler", description="How to step through the noise levels."
@@ -345,14 +360,17 @@ class InputImageParams(ParamGroup, label="Input Image"):
         (), title="Outpaint Direction", description="Sides on which the picture grows."
     )
     outpaint_distance: Annotated[tuple[int, ...], Ui(place="Inpaint or Outpaint", works=False)] = Field(
-        (0, 0, 0, 0), title="Outpaint distance", max_length=4,
+        (0, 0, 0, 0),
+        title="Outpaint distance",
+        max_length=4,
         description="Pixels left, top, right, bottom; 0 means 30 % of that side.",
     )
     inpaint_input_image: Annotated[ImageText, Ui(place="Inpaint or Outpaint", works=False)] = Field(
         "", title="Image", description="Picture to repaint."
     )
     inpaint_additional_prompt: Annotated[
-        str, BeforeValidator(lambda value: "" if value in (None, "None") else value),
+        str,
+        BeforeValidator(lambda value: "" if value in (None, "None") else value),
         Ui(place="Inpaint or Outpaint", works=False),
     ] = Field("", title="Inpaint Additional Prompt", description="Put before the prompt on its own line.")
     inpaint_mask_image_upload: Annotated[ImageText, Ui(place="Inpaint or Outpaint", works=False)] = Field(
@@ -397,21 +415,30 @@ class DebugParams(ParamGroup, label="Debug Tools"):
         1.5, ge=0, le=3, title="Positive ADM Guidance Scaler", description="Size told to the model with the prompt."
     )
     adm_scaler_negative: Annotated[float, Ui(step=0.001, place="Debug Tools")] = Field(
-        0.8, ge=0, le=3, title="Negative ADM Guidance Scaler",
+        0.8,
+        ge=0,
+        le=3,
+        title="Negative ADM Guidance Scaler",
         description="Size told to the model with the negative prompt.",
     )
     adm_scaler_end: Annotated[float, Ui(step=0.001, place="Debug Tools")] = Field(
         0.3, ge=0, le=1, title="ADM Guidance End At Step", description="Share of the run after which scaling ends."
     )
     adaptive_cfg: Annotated[float, Ui(step=0.01, place="Debug Tools")] = Field(
-        7.0, ge=1, le=30, title="CFG Mimicking from TSNR",
+        7.0,
+        ge=1,
+        le=30,
+        title="CFG Mimicking from TSNR",
         description="Above this guidance scale the run mimics it at the start; below nothing changes.",
     )
     overwrite_step: Annotated[int, Ui(step=1, place="Debug Tools")] = Field(
         -1, ge=-1, le=200, title="Forced Overwrite of Sampling Step", description="Number of steps; 0 or less is off."
     )
     overwrite_switch: Annotated[float, Ui(step=1, place="Debug Tools")] = Field(
-        -1, ge=-1, le=200, title="Forced Overwrite of Refiner Switch Step",
+        -1,
+        ge=-1,
+        le=200,
+        title="Forced Overwrite of Refiner Switch Step",
         description="Step of the switch; below 1 a share of the steps; 0 or less is off.",
     )
     overwrite_width: Annotated[int, Ui(step=1, place="Debug Tools")] = Field(
@@ -554,7 +581,9 @@ class DeliveryParams(ParamGroup, label="Delivery"):
         "", title="File name", max_length=1000, description="Files become `{save_name}-{i}.{suffix}`."
     )
     priority: Literal["interactive", "batch"] = Field(
-        "interactive", title="Priority", description="Interactive tasks go before batch tasks, else first in, first out."
+        "interactive",
+        title="Priority",
+        description="Interactive tasks go before batch tasks, else first in, first out.",
     )
     on_disconnect: Literal["", "continue", "stop"] = Field(
         "", title="On disconnect", description="What happens when the caller goes away; empty: the server's setting."

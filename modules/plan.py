@@ -336,14 +336,14 @@ def _styles(
 ) -> tuple[str, ...]:
     """The request's styles; the demo model, which knows few words, goes without those nobody chose."""
     if is_demo and request.style_selections and request.style_selections == resources.default_styles:
-        notices.append("The default styles were left out: their words are new to the demo model and spoil its pictures.")
+        notices.append(
+            "The default styles were left out: their words are new to the demo model and spoil its pictures."
+        )
         return ()
     return request.style_selections
 
 
-def _chosen_loras(
-    request: GenerationRequest, resources: PlanResources, notices: list[str]
-) -> tuple[LoraChoice, ...]:
+def _chosen_loras(request: GenerationRequest, resources: PlanResources, notices: list[str]) -> tuple[LoraChoice, ...]:
     """The request's LoRA rows; configured rows whose file is absent are left out with a notice."""
     rows: list[LoraChoice] = []
     for position, row in enumerate(request.loras[: resources.max_loras]):
@@ -418,5 +418,3 @@ def _output_plan(request: GenerationRequest, resources: PlanResources) -> Output
         metadata=request.metadata_scheme if with_metadata else None,
         grid=request.generate_image_grid,
     )
-
-

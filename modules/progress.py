@@ -30,9 +30,7 @@ class ProgressMeter:
         self._raise_to(min(self._prepared, self._percent + 1))
         return Progress(self._percent, message, image=image, images=self._images)
 
-    def sampling(
-        self, step: int, *, image: int, batch: int = 1, preview: bytes | None = None
-    ) -> Progress:
+    def sampling(self, step: int, *, image: int, batch: int = 1, preview: bytes | None = None) -> Progress:
         """A sampling step of the images `image` … `image + batch - 1` (from 1) was made; `step` counts from 1.
 
         The text names the first of them, in the shape that clients parse.

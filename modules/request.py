@@ -121,4 +121,12 @@ def from_params(params: Mapping[str, Any]) -> GenerationRequest:
     return GenerationRequest.model_validate(dict(params))
 
 
-__all__ = ["GenerationRequest", "ValidationError", "from_params", "normalised", "tab_of", "to_params", "with_resolved_seed"]
+__all__ = [
+    "GenerationRequest",
+    "ValidationError",
+    "from_params",
+    "normalised",
+    "tab_of",
+    "to_params",
+    "with_resolved_seed",
+]

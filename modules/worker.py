@@ -38,7 +38,7 @@ class Workbench(Protocol):
     def run(self, record: Record, control: Control) -> Iterator[Event]:
         """Run one task, ending with a final event or `Yielded`."""
 
-    def call(self, tool: str, payload: Mapping[str, Any]) -> Any:
+    def call(self, tool: str, payload: Mapping[str, Any]) -> object:
         """Run a tool that is no task and return its answer."""
 
 
@@ -77,7 +77,7 @@ class _RunOver:
 @dataclass(frozen=True, slots=True)
 class _Answer:
     number: int
-    value: Any = None
+    value: object = None
     error: Exception | None = None
 
 
@@ -193,7 +193,7 @@ class ProcessEngine:
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._runs: dict[str, asyncio.Queue[Event | None | WorkerDied]] = {}
+        self._runs: dict[str, asyncio.Queue[Event | WorkerDied | None]] = {}
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._numbers = itertools.count(1)
         self._starting = asyncio.Lock()
@@ -216,7 +216,7 @@ class ProcessEngine:
     async def run(self, record: Record) -> AsyncIterator[Event]:
         """Run a task in the child; see `jobs.Engine.run`."""
         await self.start()
-        inbox: asyncio.Queue[Event | None | WorkerDied] = asyncio.Queue()
+        inbox: asyncio.Queue[Event | WorkerDied | None] = asyncio.Queue()
         self._runs[record.task_id] = inbox
         try:
             self._send(_Run(record))
@@ -235,7 +235,7 @@ class ProcessEngine:
         with contextlib.suppress(WorkerDied):
             self._send(_Wish(task_id, action))
 
-    async def call(self, tool: str, payload: Mapping[str, Any]) -> Any:
+    async def call(self, tool: str, payload: Mapping[str, Any]) -> object:
         """Run a tool in the child, after the task in work.
 
         Raises:
@@ -369,7 +369,7 @@ class InlineEngine:
         """Pass a wish to the task."""
         self._controls.setdefault(task_id, Control()).ask(action)
 
-    async def call(self, tool: str, payload: Mapping[str, Any]) -> Any:
+    async def call(self, tool: str, payload: Mapping[str, Any]) -> object:
         """Run a tool in a thread, after the task in work."""
         async with self._one_at_a_time:
             return await asyncio.to_thread(lambda: self._bench().call(tool, payload))

@@ -29,12 +29,13 @@ ROWS = (Lora, ImagePrompt, EnhanceCtrl)
 
 PARAMETERS_HEAD = """# Parameters
 
-Every parameter of a request, by its group on the page. Names are the keys of the REST API, of `/generate` for the Gradio
-client, and, with dashes, the flags of `python launch.py generate`. All are optional. Defaults are the shipped ones;
-`config.txt` and `--preset` change them. This file is generated from `modules/params.py` by `python tools/make_docs.py`.
+Every parameter of a request, by its group on the page. Names are the keys of the REST API, of `/generate` for the
+Gradio client, and, with dashes, the flags of `python launch.py generate`. All are optional. Defaults are the shipped
+ones; `config.txt` and `--preset` change them. This file is generated from `modules/params.py`
+by `python tools/make_docs.py`.
 
-The published table of FooocusAPI prints 1.5 and 0.8 for `adm_scaler_negative` and `adm_scaler_end`; its running versions
-and the page of Fooocus use 0.8 and 0.3, and so does Focale.
+The published table of FooocusAPI prints 1.5 and 0.8 for `adm_scaler_negative` and `adm_scaler_end`; its running
+versions and the page of Fooocus use 0.8 and 0.3, and so does Focale.
 """
 
 STATUS_HEAD = """# Status
@@ -75,7 +76,15 @@ def default_text(field: FieldInfo) -> str:
 
 
 def _number(value: Any) -> str:
-    return "" if value is None else "2^63−1" if value == 2**63 - 1 else f"{value:g}" if isinstance(value, float) else str(value)
+    return (
+        ""
+        if value is None
+        else "2^63−1"
+        if value == 2**63 - 1
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def table(group: type[ParamGroup], names: Iterable[str]) -> list[str]:
@@ -102,7 +111,14 @@ def parameters_page() -> str:
     for group in LISTED:
         lines += [f"## {group.label}", "", (group.__doc__ or "").strip(), "", *table(group, own_fields(group)), ""]
     for group in ROWS:
-        lines += [f"## Rows: {group.label}", "", (group.__doc__ or "").strip(), "", *table(group, own_fields(group)), ""]
+        lines += [
+            f"## Rows: {group.label}",
+            "",
+            (group.__doc__ or "").strip(),
+            "",
+            *table(group, own_fields(group)),
+            "",
+        ]
     return "\n".join(lines)
 
 

@@ -167,9 +167,7 @@ class TextConditioner:
     def token_count(self, texts: Sequence[str]) -> int:
         """How many tokens the embeddings of several texts have together: 77 for each chunk of each text."""
         return 77 * sum(
-            max(
-                len(self._chunks(text, "clip_l", CLIP_L_PADDING)), len(self._chunks(text, "clip_g", CLIP_G_PADDING))
-            )
+            max(len(self._chunks(text, "clip_l", CLIP_L_PADDING)), len(self._chunks(text, "clip_g", CLIP_G_PADDING)))
             for text in texts or ("",)
         )
 

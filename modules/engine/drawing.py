@@ -141,7 +141,9 @@ class Drawing:
         """A Stable Diffusion 1.5 refiner works on latents of its own kind, so clean latents are converted."""
         use = models_for_sd15(self._plan.steps, self._plan.refiner_switch_step, self._plan.strength)
         if use is not ModelUse.BOTH:
-            raise ValueError(f"A run of strength {self._plan.strength} does not change to a Stable Diffusion 1.5 refiner.")
+            raise ValueError(
+                f"A run of strength {self._plan.strength} does not change to a Stable Diffusion 1.5 refiner."
+            )
         if interposer is None:
             raise ModelFileMissing(
                 f"A Stable Diffusion 1.5 refiner needs {INTERPOSER} in models/vae_approx; put it there, "

@@ -97,9 +97,7 @@ def dpm_adaptive(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> S
         low = _dpm_2(x, eps, eps1, t, t_next, 1 / 3)
         high = _dpm_3(denoise, x, eps, eps1, t, t_next)
         yield SamplerStep(trial, sigma, denoised, x)
-        tolerance = (ADAPTIVE_RELATIVE * torch.maximum(low.abs(), low_previous.abs())).clamp_(
-            min=ADAPTIVE_ABSOLUTE
-        )
+        tolerance = (ADAPTIVE_RELATIVE * torch.maximum(low.abs(), low_previous.abs())).clamp_(min=ADAPTIVE_ABSOLUTE)
         error = float(((low - high) / tolerance).square().mean().sqrt())
         factor = 1 + math.atan((error + 1e-8) ** (-1 / 3) - 1)
         if factor >= ADAPTIVE_SAFETY:
@@ -202,9 +200,7 @@ class _UniPcStep:
         h = lambdas[-1] - lambdas[-2]
         self._newest = history[0]
         self._ratios = [(lambdas[-2 - j] - lambdas[-2]) / h for j in range(1, order)]
-        self._differences = [
-            (history[j] - self._newest) / ratio for j, ratio in enumerate(self._ratios, start=1)
-        ]
+        self._differences = [(history[j] - self._newest) / ratio for j, ratio in enumerate(self._ratios, start=1)]
         self._ratios.append(1.0)
         self._order = order
         alpha = _alpha(levels[-1])

@@ -1,4 +1,4 @@
-"""A real server, history, queue and worker process, whose worker draws toy pictures slowly: what the crash rounds kill."""
+"""A real server with history, queue and worker process, which draws toy pictures slowly: what the rounds kill."""
 
 import hashlib
 import sys

@@ -19,7 +19,13 @@ from tests.crash.rounds import ROOT, free_port
 
 pytestmark = [pytest.mark.crash, pytest.mark.slow, pytest.mark.engine]
 
-BODY = {"prompt": "a red apple", "image_seed": 11, "style_selections": [], "sampler_name": "dpmpp_2m", "async_process": True}
+BODY = {
+    "prompt": "a red apple",
+    "image_seed": 11,
+    "style_selections": [],
+    "sampler_name": "dpmpp_2m",
+    "async_process": True,
+}
 STEPS = 30
 KILL_AT = 20
 TIMEOUT_S = 240.0
@@ -37,7 +43,9 @@ class RealServer:
     def call(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """GET, or POST with a body; waits for the server to listen."""
         data = json.dumps(body).encode() if body is not None else None
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", data, {"Content-Type": "application/json"}
+        )
         deadline = time.monotonic() + TIMEOUT_S
         while True:
             try:

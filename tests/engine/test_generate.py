@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from modules.control import Control
 from modules.engine.refiner import Interposer
@@ -32,7 +33,6 @@ from modules.record import Record
 from modules.request import GenerationRequest, normalised, to_params
 from modules.settings import ROOT, Settings
 from modules.worker import events_of
-from safetensors.torch import save_file
 from tests.tiny_sdxl import (
     CLIP_G_WIDTH,
     PLANS,
@@ -75,7 +75,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> EngineWorkbench:
     rank, width = 2, 128
     save_file(
         {
-            "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight": torch.randn(rank, width),
+            "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight": torch.randn(
+                rank, width
+            ),
             "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.lora_up.weight": torch.randn(width, rank),
         },
         settings.paths.loras[0] / "tilt.safetensors",
@@ -155,7 +157,9 @@ def test_disabled_previews_are_not_sent(bench: EngineWorkbench) -> None:
 def test_the_same_request_gives_the_same_pixels(bench: EngineWorkbench, sampler: str) -> None:
     first = run(bench, prompt="a (cat:1.2)", negative_prompt="dog", sampler_name=sampler)
     run(bench, prompt="something else", sampler_name="heun", guidance_scale=9)
-    assert np.array_equal(first.pixels(), run(bench, prompt="a (cat:1.2)", negative_prompt="dog", sampler_name=sampler).pixels())
+    assert np.array_equal(
+        first.pixels(), run(bench, prompt="a (cat:1.2)", negative_prompt="dog", sampler_name=sampler).pixels()
+    )
 
 
 @pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m_sde_gpu", "dpm_adaptive"])
@@ -213,7 +217,9 @@ def test_forced_parameters_of_a_mode_change_nothing(bench: EngineWorkbench) -> N
     loras = bench.settings.paths.loras[0]
     shutil.copy(loras / "tilt.safetensors", loras / "sdxl_lightning_4step_lora.safetensors")
     fast = run(bench, prompt="a cat", performance_selection="Lightning")
-    forced = run(bench, prompt="a cat", performance_selection="Lightning", guidance_scale=9, sharpness=9, negative_prompt="x")
+    forced = run(
+        bench, prompt="a cat", performance_selection="Lightning", guidance_scale=9, sharpness=9, negative_prompt="x"
+    )
     assert np.array_equal(fast.pixels(), forced.pixels())
 
 
@@ -283,7 +289,9 @@ def test_a_batch_task_yields_between_batches_and_goes_on(bench: EngineWorkbench)
     assert [event.index for event in first.saved] == [0]
     second = run(bench, record.model_copy(update={"settled": (0,), "result": (first.saved[0].path,)}))
     assert [event.index for event in second.saved] == [1]
-    assert np.array_equal(second.pixels(), run(bench, prompt="a cat", image_seed=8, sampler_name="dpm_adaptive").pixels())
+    assert np.array_equal(
+        second.pixels(), run(bench, prompt="a cat", image_seed=8, sampler_name="dpm_adaptive").pixels()
+    )
 
 
 @pytest.mark.parametrize(
@@ -333,7 +341,11 @@ def test_a_contact_sheet_is_added_when_asked_for(bench: EngineWorkbench) -> None
 
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
-    [("cut.safetensors", None, "cut"), ("pickle.ckpt", b"\x80\x04not a checkpoint", "pickle"), ("empty.safetensors", b"", "empty")],
+    [
+        ("cut.safetensors", None, "cut"),
+        ("pickle.ckpt", b"\x80\x04not a checkpoint", "pickle"),
+        ("empty.safetensors", b"", "empty"),
+    ],
 )
 def test_an_unusable_checkpoint_ends_the_task_with_one_sentence(
     bench: EngineWorkbench, name: str, content: bytes | None, sentence: str
@@ -344,7 +356,8 @@ def test_an_unusable_checkpoint_ends_the_task_with_one_sentence(
     done = run(bench, base_model_name=name)
     assert isinstance(done.last, Failed)
     assert done.last.kind == "ModelFileUnusable"
-    assert sentence in done.last.error and "\n" not in done.last.error
+    assert sentence in done.last.error
+    assert "\n" not in done.last.error
 
 
 def test_a_refiner_file_as_base_is_refused(bench: EngineWorkbench) -> None:

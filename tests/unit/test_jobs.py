@@ -201,13 +201,12 @@ async def test_a_task_whose_worker_died_runs_again_once(queue: JobQueue, engine:
     assert job.record.attempts == 2
 
 
-async def test_a_task_that_kills_the_worker_twice_ends_with_the_reason(
-    queue: JobQueue, engine: ScriptedEngine
-) -> None:
+async def test_a_task_that_kills_the_worker_twice_ends_with_the_reason(queue: JobQueue, engine: ScriptedEngine) -> None:
     job = await submit(queue)
     engine.say(job, WorkerDied("exit code -9"), WorkerDied("exit code -9"))
     last = (await ended(job))[-1]
-    assert isinstance(last, Failed) and "exit code -9" in last.error
+    assert isinstance(last, Failed)
+    assert "exit code -9" in last.error
     assert job.record.task_status is TaskStatus.ERROR
 
 
@@ -235,7 +234,8 @@ async def test_a_full_disk_ends_the_task_and_not_the_queue(
     store.is_full = True
     engine.say(first, Finished())
     last = (await ended(first))[-1]
-    assert isinstance(last, Failed) and "disk full" in last.error
+    assert isinstance(last, Failed)
+    assert "disk full" in last.error
     store.is_full = False
     second = await submit(queue)
     engine.say(second, Finished())
@@ -266,7 +266,8 @@ async def test_a_new_server_takes_up_what_the_old_one_left(engine: ScriptedEngin
     await new.start()
     assert (await engine.taken.get()).task_id == running.task_id
     again = new.get(running.task_id)
-    assert again is not None and again.record.attempts == 2
+    assert again is not None
+    assert again.record.attempts == 2
     engine.say(running, Finished())
     await ended(again)
     assert (await engine.taken.get()).task_id == waiting.task_id
@@ -318,7 +319,8 @@ async def test_a_paused_queue_starts_nothing_until_resumed(queue: JobQueue, engi
     queue.pause()
     job = await submit(queue)
     await asyncio.sleep(0.01)
-    assert engine.taken.empty() and queue.running is None
+    assert engine.taken.empty()
+    assert queue.running is None
     engine.say(job, Finished())
     queue.resume()
     assert isinstance((await ended(job))[-1], Finished)

@@ -117,16 +117,24 @@ def test_loras_are_merged_in_order_and_disabled_rows_are_not(machine: Machine) -
     machine.add("loras", "sub/b.safetensors")
     plan = machine.plan(
         prompt="a cat <lora:b:0.8>",
-        loras=[{"enabled": True, "model_name": "a.safetensors", "weight": 0.3}, {"enabled": False, "model_name": "gone"}],
+        loras=[
+            {"enabled": True, "model_name": "a.safetensors", "weight": 0.3},
+            {"enabled": False, "model_name": "gone"},
+        ],
     )
-    assert [(lora.name, lora.weight) for lora in plan.images[0].loras] == [("a.safetensors", 0.3), ("sub/b.safetensors", 0.8)]
+    assert [(lora.name, lora.weight) for lora in plan.images[0].loras] == [
+        ("a.safetensors", 0.3),
+        ("sub/b.safetensors", 0.8),
+    ]
 
 
 def test_a_refiner_equal_to_the_base_is_no_refiner(machine: Machine) -> None:
     assert machine.plan(base_model_name=EMBEDDED_MODEL, refiner_model_name=EMBEDDED_MODEL).models.refiner is None
 
 
-@pytest.mark.parametrize(("mode", "steps"), [("Quality", 60), ("Speed", 30), ("Extreme Speed", 8), ("Lightning", 4), ("Hyper-SD", 4)])
+@pytest.mark.parametrize(
+    ("mode", "steps"), [("Quality", 60), ("Speed", 30), ("Extreme Speed", 8), ("Lightning", 4), ("Hyper-SD", 4)]
+)
 def test_modes_have_their_steps_unless_overwritten(machine: Machine, mode: str, steps: int) -> None:
     assert machine.plan(performance_selection=mode).sampling.steps == steps
     assert machine.plan(performance_selection=mode, overwrite_step=13).sampling.steps == 13
@@ -134,7 +142,11 @@ def test_modes_have_their_steps_unless_overwritten(machine: Machine, mode: str, 
 
 def test_fast_modes_force_their_values(machine: Machine) -> None:
     sampling = machine.plan(
-        performance_selection="Extreme Speed", guidance_scale=9, sharpness=5, sampler_name="euler", adm_scaler_positive=2
+        performance_selection="Extreme Speed",
+        guidance_scale=9,
+        sharpness=5,
+        sampler_name="euler",
+        adm_scaler_positive=2,
     ).sampling
     assert (sampling.sampler, sampling.scheduler) == (SamplerName.LCM, SchedulerName.LCM)
     assert (sampling.guidance_scale, sampling.sharpness, sampling.adaptive_guidance_scale) == (1, 0, 1)
@@ -162,7 +174,13 @@ def test_sizes_scale_down_for_small_models_only_when_listed_for_large_ones(machi
 
 @pytest.mark.parametrize(
     ("sent", "step"),
-    [({}, 15), ({"refiner_switch": 0.8}, 24), ({"overwrite_switch": 0.5}, 15), ({"overwrite_switch": 7}, 7), ({"overwrite_switch": 0}, 15)],
+    [
+        ({}, 15),
+        ({"refiner_switch": 0.8}, 24),
+        ({"overwrite_switch": 0.5}, 15),
+        ({"overwrite_switch": 7}, 7),
+        ({"overwrite_switch": 0}, 15),
+    ],
 )
 def test_the_switch_is_a_step_or_a_share(sent: dict[str, object], step: int) -> None:
     assert switch_step(GenerationRequest.model_validate(sent), 30) == step
@@ -195,7 +213,9 @@ def test_default_styles_are_left_out_for_the_demo_model_only(machine: Machine) -
     assert plan.images[0].texts.positive_texts == ("a fox",)
     assert any("default styles" in notice for notice in plan.notices)
     machine.add("checkpoints", DEFAULT)
-    assert machine.plan(prompt="a fox", style_selections=["Ink", "Ink"]).images[0].texts.positive_texts[0] == "a fox, ink"
+    assert (
+        machine.plan(prompt="a fox", style_selections=["Ink", "Ink"]).images[0].texts.positive_texts[0] == "a fox, ink"
+    )
 
 
 @settings(max_examples=60)

@@ -29,7 +29,9 @@ def parse(**sent: object) -> GenerationRequest:
     return GenerationRequest.model_validate(sent)
 
 
-@pytest.mark.parametrize("text", ["1152*896", "1152x896", "1152X896", "1152×896", " 1152 × 896 ", '1152×896 <span style="x">'])
+@pytest.mark.parametrize(
+    "text", ["1152*896", "1152x896", "1152X896", "1152×896", " 1152 × 896 ", '1152×896 <span style="x">']
+)
 def test_sizes_are_read_in_every_spelling(text: str) -> None:
     assert parse(aspect_ratios_selection=text).aspect_ratios_selection == "1152*896"
 
@@ -40,7 +42,20 @@ def test_other_sizes_are_refused_with_an_example(text: str) -> None:
         parse(aspect_ratios_selection=text)
 
 
-@pytest.mark.parametrize(("sent", "seed"), [("123", 123), (123, 123), (123.0, 123), (2**63 - 1, 2**63 - 1), (-1, -1), (-5, -1), (2**63, -1), ("", -1), (None, -1)])
+@pytest.mark.parametrize(
+    ("sent", "seed"),
+    [
+        ("123", 123),
+        (123, 123),
+        (123.0, 123),
+        (2**63 - 1, 2**63 - 1),
+        (-1, -1),
+        (-5, -1),
+        (2**63, -1),
+        ("", -1),
+        (None, -1),
+    ],
+)
 def test_seeds_are_read_as_clients_send_them(sent: object, seed: int) -> None:
     assert parse(image_seed=sent).image_seed == seed
 
@@ -53,7 +68,9 @@ def test_a_seed_that_is_no_number_is_refused(sent: object) -> None:
 
 @pytest.mark.parametrize("word", [None, "", "None", "none", "null", "string"])
 def test_every_spelling_of_no_image_means_no_image(word: str | None) -> None:
-    request = parse(uov_input_image=word, inpaint_input_image=word, enhance_input_image=word, controlnet_image=[{"cn_img": word}])
+    request = parse(
+        uov_input_image=word, inpaint_input_image=word, enhance_input_image=word, controlnet_image=[{"cn_img": word}]
+    )
     assert not request.has_input_images
 
 
@@ -62,7 +79,19 @@ def test_disabled_is_accepted_in_any_case(word: str) -> None:
     assert parse(uov_method=word).uov_method is UovMethod.DISABLED
 
 
-@pytest.mark.parametrize(("word", "truth"), [("true", True), ("1", True), ("yes", True), ("on", True), ("false", False), ("0", False), ("no", False), ("off", False)])
+@pytest.mark.parametrize(
+    ("word", "truth"),
+    [
+        ("true", True),
+        ("1", True),
+        ("yes", True),
+        ("on", True),
+        ("false", False),
+        ("0", False),
+        ("no", False),
+        ("off", False),
+    ],
+)
 def test_booleans_may_be_words(word: str, truth: bool) -> None:
     assert parse(stream_output=word).stream_output is truth
 
@@ -78,7 +107,10 @@ def test_a_single_lora_or_image_prompt_is_a_list_of_one() -> None:
     assert len(request.controlnet_image) == 1
 
 
-@pytest.mark.parametrize(("kind", "stop", "weight"), [("ImagePrompt", 0.5, 0.6), ("FaceSwap", 0.9, 0.75), ("PyraCanny", 0.5, 1.0), ("CPDS", 0.5, 1.0)])
+@pytest.mark.parametrize(
+    ("kind", "stop", "weight"),
+    [("ImagePrompt", 0.5, 0.6), ("FaceSwap", 0.9, 0.75), ("PyraCanny", 0.5, 1.0), ("CPDS", 0.5, 1.0)],
+)
 def test_a_null_stop_or_weight_means_the_default_of_the_type(kind: str, stop: float, weight: float) -> None:
     prompt = parse(controlnet_image=[{"cn_type": kind, "cn_stop": None, "cn_weight": None}]).controlnet_image[0]
     assert (prompt.cn_stop, prompt.cn_weight) == (stop, weight)
@@ -92,7 +124,19 @@ def test_the_word_none_is_no_additional_prompt() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("image_number", 0), ("image_number", 33), ("sharpness", 31), ("guidance_scale", 0.5), ("clip_skip", 13), ("overwrite_width", 2049), ("prompt", 3), ("loras", [{"weight": 3}]), ("sharpness", float("nan")), ("output_format", "gif"), ("performance_selection", "Fast")],
+    [
+        ("image_number", 0),
+        ("image_number", 33),
+        ("sharpness", 31),
+        ("guidance_scale", 0.5),
+        ("clip_skip", 13),
+        ("overwrite_width", 2049),
+        ("prompt", 3),
+        ("loras", [{"weight": 3}]),
+        ("sharpness", float("nan")),
+        ("output_format", "gif"),
+        ("performance_selection", "Fast"),
+    ],
 )
 def test_what_is_out_of_range_is_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(ValidationError) as caught:
@@ -139,14 +183,18 @@ requests = st.builds(
     prompt=st.text(max_size=50),
     style_selections=st.lists(st.text(max_size=10), max_size=3),
     performance_selection=st.sampled_from(Performance),
-    aspect_ratios_selection=st.tuples(st.integers(64, 4096), st.integers(64, 4096)).map(lambda size: f"{size[0]}×{size[1]}"),
+    aspect_ratios_selection=st.tuples(st.integers(64, 4096), st.integers(64, 4096)).map(
+        lambda size: f"{size[0]}×{size[1]}"
+    ),
     image_number=st.integers(1, 32),
     image_seed=st.integers(-2, 2**64),
     sampler_name=st.sampled_from(SamplerName),
     scheduler_name=st.sampled_from(SchedulerName),
     guidance_scale=st.floats(1, 30),
     overwrite_switch=st.floats(-1, 200),
-    loras=st.lists(st.builds(dict, enabled=st.booleans(), model_name=st.text(max_size=8), weight=st.floats(-2, 2)), max_size=6),
+    loras=st.lists(
+        st.builds(dict, enabled=st.booleans(), model_name=st.text(max_size=8), weight=st.floats(-2, 2)), max_size=6
+    ),
 )
 
 
@@ -171,7 +219,13 @@ def test_every_field_is_declared_once_with_title_and_description() -> None:
 
 
 def test_every_field_of_a_page_group_says_where_it_is_shown() -> None:
-    hidden = {"input_image_checkbox", "current_tab", "inpaint_mask_upload_checkbox", "inpaint_advanced_masking_checkbox", "invert_mask_checkbox"}
+    hidden = {
+        "input_image_checkbox",
+        "current_tab",
+        "inpaint_mask_upload_checkbox",
+        "inpaint_advanced_masking_checkbox",
+        "invert_mask_checkbox",
+    }
     for group in PAGE_GROUPS:
         assert issubclass(group, ParamGroup)
         for name in group.__annotations__:
