@@ -26,6 +26,7 @@ from modules.request import GenerationRequest
 
 T = TypeVar("T")
 MAX_IDEMPOTENCY_KEY = 200
+ACCEPTING_CHECKS, ACCEPTING_CHECK_S = 100, 0.01
 
 
 class ClientGone(Exception):
@@ -128,8 +129,17 @@ async def _idempotent(api: Api, request: Request, key_name: str) -> tuple[str, J
 
 
 async def _known_task(api: Api, task_id: str) -> Job | Record | None:
-    job = api.services.jobs.get(task_id)
-    return job or await asyncio.to_thread(api.services.history.get, task_id)
+    """A task by its id; one that is stored but not queued yet, because it is accepted right now, is waited for."""
+    record = None
+    for _ in range(ACCEPTING_CHECKS):
+        job = api.services.jobs.get(task_id)
+        if job is not None:
+            return job
+        record = await asyncio.to_thread(api.services.history.get, task_id)
+        if record is None or record.task_status.is_final:
+            return record
+        await asyncio.sleep(ACCEPTING_CHECK_S)
+    return record
 
 
 async def finished(api: Api, request: Request, task: Job | Record) -> Record:

@@ -265,6 +265,7 @@ async def test_two_calls_at_once_with_one_idempotency_key_make_one_task(server: 
     headers = {"Idempotency-Key": "twice"}
     replies = await asyncio.gather(*(server.generate({}, headers=headers) for _ in range(5)))
     assert len({reply.json()["task_id"] for reply in replies}) == 1
+    assert {reply.json()["task_status"] for reply in replies} == {"finished"}
     assert len(server.engine.runs) == 1
 
 
