@@ -36,8 +36,16 @@ def main(argv: list[str]) -> int:
     if testing:
         ensure_installed(python, prefix, os.path.join(ROOT, "requirements-dev.txt"))
         os.chdir(ROOT)
-        return run([python, "-m", "pytest", *argv[1:]])
+        return run([python, "-m", "pytest", *test_arguments(argv[1:])])
     return run([python, os.path.join(ROOT, "webui.py"), *argv])
+
+
+def test_arguments(argv: list[str]) -> list[str]:
+    """Arguments of pytest: two processes side by side, one thread each, unless the caller chooses otherwise."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if any(argument.startswith(("-n", "--numprocesses", "--version", "--help", "-h")) for argument in argv):
+        return argv
+    return ["-n", "2", "--dist", "loadfile", *argv]
 
 
 def ensure_environment(prefix: str) -> str:

@@ -209,7 +209,13 @@ def test_test_command_runs_pytest_with_its_arguments(monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(ROOT)
     copy_of_program(tmp_path, "")
     assert launch.main(["test", "-k", "x"]) == 5
-    assert ran == [[str(tmp_path / ".venv/bin/python"), "-m", "pytest", "-k", "x"]]
+    side_by_side = ["-n", "2", "--dist", "loadfile"]
+    assert ran == [[str(tmp_path / ".venv/bin/python"), "-m", "pytest", *side_by_side, "-k", "x"]]
+
+
+@pytest.mark.parametrize("wish", [["-n", "0"], ["-n4"], ["--numprocesses=1"], ["--version"]])
+def test_test_command_leaves_the_number_of_processes_to_who_names_it(wish: list[str]) -> None:
+    assert launch.test_arguments(wish) == wish
     assert Path.cwd() == tmp_path
 
 
