@@ -211,12 +211,12 @@ def test_test_command_runs_pytest_with_its_arguments(monkeypatch: pytest.MonkeyP
     assert launch.main(["test", "-k", "x"]) == 5
     side_by_side = ["-n", "2", "--dist", "loadfile"]
     assert ran == [[str(tmp_path / ".venv/bin/python"), "-m", "pytest", *side_by_side, "-k", "x"]]
+    assert Path.cwd() == tmp_path
 
 
 @pytest.mark.parametrize("wish", [["-n", "0"], ["-n4"], ["--numprocesses=1"], ["--version"]])
 def test_test_command_leaves_the_number_of_processes_to_who_names_it(wish: list[str]) -> None:
     assert launch.test_arguments(wish) == wish
-    assert Path.cwd() == tmp_path
 
 
 def test_old_python_is_refused_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
