@@ -1,17 +1,19 @@
 """What a person does on the page, in Chromium, with an engine that draws at once and stops where a test wants."""
 
 import json
+import socket
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from modules.events import Failed
 from tests.browser.conftest import OpenPage
-from tests.browser.live import Live
+from tests.browser.live import Live, live_server
 
 pytestmark = [
     pytest.mark.browser,
@@ -285,3 +287,20 @@ def test_generate_forever_goes_on_until_stop(open_page: OpenPage, released: Live
     page.get_by_role("button", name="Stop", exact=True).click()
     expect(page.get_by_role("button", name="Generate", exact=True)).to_be_visible()
     assert not page.evaluate("document.body.classList.contains('is-forever')")
+
+
+def test_page_goes_on_by_itself_when_the_server_was_restarted(browser: Browser, tmp_path: Path) -> None:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    page = browser.new_page()
+    with live_server(tmp_path, "--port", port) as first:
+        page.goto(first.page_url)
+        first.hold(2)
+        generate(page, "an interrupted lighthouse")
+        expect(page.locator("img.focale-preview")).to_be_visible()
+        interrupted = task_id(page)
+    with live_server(tmp_path, "--port", port):
+        expect(gallery(page)).to_have_count(2, timeout=30_000)
+    assert task_id(page) == interrupted
+    page.close()

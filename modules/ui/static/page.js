@@ -146,10 +146,65 @@
     if (event.target.closest?.("#reset_button")) location.reload();
   });
 
-  // -- what Gradio changes: a lost connection, a prompt that was set by the server ----------------------------------
+  // -- a server that goes away and comes back --------------------------------------------------------------------
+  // Gradio notices a stream that breaks, but not one that a server ends in good order because it stops. When a stream
+  // of events has ended and a run still seems to be in work, wait for the server and load the page anew: it goes on
+  // where it was.
+  const RETRY_MS = 2000;
+  let isLeaving = false;
+  let openStreams = 0;
+
+  const isBusy = () => !!document.querySelector(".focale-bar");
+
+  async function comeBack() {
+    while (!isLeaving && !openStreams && isBusy()) {
+      const answer = await fetch("favicon.ico", { cache: "no-store" }).catch(() => null);
+      if (answer?.ok) return location.reload();
+      document.body.classList.add("is-lost");
+      await new Promise((done) => setTimeout(done, RETRY_MS));
+    }
+  }
+
+  async function watchStream(stream) {
+    openStreams++;
+    const reader = stream.getReader();
+    try {
+      while (!(await reader.read()).done);
+    } catch {
+      // a stream that broke has ended, too
+    }
+    openStreams--;
+    setTimeout(comeBack, RETRY_MS / 2); // what the stream said last is on the page by then
+  }
+
+  const plainFetch = window.fetch;
+  window.fetch = async (...call) => {
+    const answer = await plainFetch(...call);
+    const url = String(call[0]?.url ?? call[0]);
+    if (url.includes("/queue/data") && answer.ok && answer.body) watchStream(answer.clone().body);
+    return answer;
+  };
+
+  // -- the prompt survives a reload of this tab ----------------------------------------------------------------------
+  const PROMPT = "focale_prompt";
+  addEventListener("pagehide", () => {
+    isLeaving = true;
+    if (promptBox()) sessionStorage.setItem(PROMPT, promptBox().value);
+  });
+
+  function restorePrompt() {
+    const box = promptBox();
+    if (!box) return;
+    const kept = sessionStorage.getItem(PROMPT);
+    sessionStorage.removeItem(PROMPT);
+    if (!kept || box.value) return;
+    box.value = kept;
+    box.dispatchEvent(new Event("input", { bubbles: true }));
+  }
+
+  // -- what Gradio changes: the prompt, when the page is drawn or the server sets it --------------------------------
   new MutationObserver(() => {
     noteParameters();
-    const toast = document.querySelector(".toast-body.error, .toast-wrap .error");
-    if (toast && /connection errored out/i.test(toast.textContent)) document.body.classList.add("is-lost");
+    restorePrompt();
   }).observe(document.documentElement, { childList: true, subtree: true });
 })();
