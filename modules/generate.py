@@ -13,12 +13,12 @@ from modules.control import Control
 from modules.engine.batches import rows_per_batch, split_into_batches
 from modules.engine.censor import blacked_out
 from modules.engine.condition import Conditioning, TextConditioner, stack_conditionings
-from modules.engine.decode import LinearPreview, NetworkPreview, Preview, decode_latents
+from modules.engine.decode import LinearPreview, NetworkPreview, Preview, TranslatedPreview, decode_latents
 from modules.engine.device import DevicePolicy, choose_policy
 from modules.engine.drawing import INTERPOSER, Drawing
 from modules.engine.embeddings import EmbeddingFolder
 from modules.engine.journal import DenoisedJournal, discard_journals
-from modules.engine.latents import Latents, latent_size
+from modules.engine.latents import Latents, LatentStatistics, latent_size, statistics_for
 from modules.engine.loras import LoraChoice
 from modules.engine.runtime import use_deterministic_kernels, without_gradients
 from modules.engine.sample import SamplingStep
@@ -52,7 +52,10 @@ class EngineWorkbench:
         self.settings = settings
         self.resources = Resources(settings)
         self.policy: DevicePolicy = choose_policy(
-            settings.device, precision=settings.unet_dtype, vae_precision=settings.vae_dtype
+            settings.device,
+            precision=settings.unet_dtype,
+            vae_precision=settings.vae_dtype,
+            text_precision=settings.clip_dtype,
         )
         self.store = ModelStore(self.policy, memory_limit_mib=settings.max_memory)
         self.conditioner = TextConditioner(
@@ -320,16 +323,22 @@ class TaskRun:
     def _step_progress(self, step: SamplingStep, batch: tuple[ImagePlan, ...]) -> Event:
         """Progress with a preview of the first image that is still wanted."""
         row = next(row for row, image in enumerate(batch) if image.index not in self.settled)
-        preview = self.bench.preview_of(self.model)
+        preview, statistics = self.bench.preview_of(self.model), self._statistics(self.model)
+        if statistics != self.model.statistics:
+            preview = TranslatedPreview(preview, known=self.model.statistics, shown=statistics)
         jpeg = preview_jpeg(preview(step.denoised[row])) if self.plan.previews and not self.censors else None
         return self.meter.sampling(step.index + 1, image=batch[0].index + 1, batch=len(batch), preview=jpeg)
+
+    def _statistics(self, model: SdxlModel) -> LatentStatistics:
+        """The model space of this run's latents: the scheduler of Playground has one of its own."""
+        return statistics_for(self.plan.sampling.scheduler, model.facts.scaling_factor)
 
     def _decode(self, model: SdxlModel, latents: Latents) -> list[Image.Image]:
         """Latents to pictures, with the checkpoint's VAE or the one that was asked for."""
         chosen = self.plan.models.vae
         vae = self.bench.store.vae(chosen.path, scaling_factor=model.facts.scaling_factor) if chosen else model.vae
         began = time.perf_counter()
-        pictures = decode_latents(vae, latents, statistics=model.statistics)
+        pictures = decode_latents(vae, latents, statistics=self._statistics(model))
         self.seconds.model += time.perf_counter() - began
         return pictures
 
