@@ -53,9 +53,9 @@ def _leaves(url: str) -> bool:
     return not url.startswith(("http://127.0.0.1:", "data:", "blob:", "about:"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One Chromium for all tests."""
+    """One Chromium for a file's tests; while it lives its own event loop runs, and no other test may have one."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser
