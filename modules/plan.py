@@ -318,7 +318,7 @@ def _checkpoint(name: str, resources: PlanResources) -> tuple[ModelFile, tuple[s
 def _stand_in_notice(name: str, stand_in: str) -> str:
     if stand_in == EMBEDDED_MODEL:
         return (
-            f"{name} is not in models/checkpoints, so the built-in demo model drew small pictures. "
+            f"{name} is not in models/checkpoints, so the built-in demo model draws small pictures. "
             "Put an SDXL checkpoint there for real ones."
         )
     return f"{name} is not in models/checkpoints; {stand_in} stood in for it."
