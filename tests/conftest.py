@@ -6,10 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from modules.settings import Settings
 
 os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
+# How fast a machine is at this moment is no property of the code.
+hypothesis_settings.register_profile("focale", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("focale")
 LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0")
 
 
