@@ -21,6 +21,7 @@ logger = logging.getLogger("focale")
 def main(argv: Sequence[str]) -> int:
     """Serve, or run one command; returns the exit code."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for plugins reads every installed package
     if argv[:1] == ["generate"]:
         from modules.command_line import main as generate
 
