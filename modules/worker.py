@@ -115,8 +115,6 @@ def events_of(workbench: MakeWorkbench, record: Record, control: Control) -> Ite
 def serve_pipe(pipe: Connection, make_workbench: MakeWorkbench) -> None:
     """Body of the worker process: run what comes through the pipe until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Threads that spin while they wait for each other lose half their speed as soon as anything else runs.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     controls: dict[str, Control] = {}
     inbox: queue.SimpleQueue[_Run | _Call] = queue.SimpleQueue()
     sending = threading.Lock()
