@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import logging
+import random
 import subprocess
 import tarfile
 from dataclasses import asdict, dataclass
@@ -22,9 +23,12 @@ from training.stages import StateFolder, stage_parser, start_logging
 
 logger = logging.getLogger(__name__)
 
-Style = Literal["3d", "flat", "noto", "twemoji"]
+Style = Literal["3d", "flat", "noto", "twemoji", "noto-v1"]
 TRAINING_STYLES: tuple[Style, ...] = ("3d", "flat", "noto")
 HELD_OUT_STYLE: Style = "twemoji"
+# The VAE that training started from had seen Twemoji; this style no network of the family ever saw.
+UNSEEN_STYLE: Style = "noto-v1"
+UNSEEN_PICTURES = 256
 CORE_GROUPS = ("smileys", "animals", "food", "travel", "activities", "objects")
 SIZE_PX = 256
 GROUP_NAMES = {
@@ -84,6 +88,12 @@ PACKAGES: dict[str, Package] = {
         "15.0.0",
         "1d2907557a422c7c4e3feca50ef915c39da1db3d76b4a4d7e73fb59bce4403c3",
         "CC-BY-4.0 (Twemoji graphics), held out: for measuring only",
+    ),
+    "noto-v1": Package(
+        "@iconify-json/noto-v1",
+        "1.2.5",
+        "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37",
+        "Apache-2.0 (Google Noto Emoji of 2017), never seen: for measuring only",
     ),
     "names": Package(
         "emojibase-data",
@@ -160,10 +170,10 @@ def read_concepts(names_folder: Path) -> list[Concept]:
     return concepts
 
 
-def icon_svgs(folder: Path) -> dict[str, str]:
-    """SVG text by code of an Iconify package."""
+def icon_svgs(folder: Path, codes_from: Path | None = None) -> dict[str, str]:
+    """SVG text by code of an Iconify package; a package without codes has the names of another."""
     icons = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
-    codes = json.loads((folder / "chars.json").read_text(encoding="utf-8"))
+    codes = json.loads(((codes_from or folder) / "chars.json").read_text(encoding="utf-8"))
     svgs = {}
     for code, name in codes.items():
         parent = icons.get("aliases", {}).get(name, {}).get("parent", name)
@@ -186,6 +196,7 @@ def art_sources(packages_folder: Path) -> dict[Style, dict[str, Path | str]]:
         "flat": dict(icon_svgs(folders["flat"])),
         "noto": dict(icon_svgs(folders["noto"])),
         "twemoji": {normalised_code(file.stem): file for file in folders["twemoji"].glob("*.svg")},
+        "noto-v1": dict(icon_svgs(folders["noto-v1"], codes_from=folders["noto"])),
     }
 
 
@@ -266,27 +277,55 @@ def load_art(folder: Path) -> ArtSet:
 
 
 def build_art(state: StateFolder, *, limit: int | None = None, size_px: int = SIZE_PX) -> ArtSet:
-    """Fetch, render and store everything; about two minutes on two cores."""
+    """Fetch, render and store what networks are trained on and judged by; about two minutes on two cores."""
+    styles = (*TRAINING_STYLES, HELD_OUT_STYLE)
+    return _build(state, state.file("art"), styles, limit=limit, size_px=size_px)
+
+
+def build_unseen_art(state: StateFolder, *, size_px: int = SIZE_PX) -> ArtSet:
+    """Fetch, render and store a seeded choice of core concepts in the style that no network ever sees."""
+    return _build(state, state.file("unseen"), (UNSEEN_STYLE,), limit=None, size_px=size_px, count=UNSEEN_PICTURES)
+
+
+def _build(
+    state: StateFolder,
+    target: Path,
+    styles: tuple[Style, ...],
+    *,
+    limit: int | None,
+    size_px: int,
+    count: int | None = None,
+) -> ArtSet:
     sources = art_sources(state.file("packages"))
     concepts = read_concepts(state.file("packages") / PACKAGES["names"].tarball.removesuffix(".tgz") / "package")
     wanted = [
         (index, style, sources[style][concept.code])
         for index, concept in enumerate(concepts[:limit])
-        for style in (*TRAINING_STYLES, HELD_OUT_STYLE)
+        for style in styles
         if concept.code in sources[style]
     ]
+    if count is not None:
+        core = [row for row in wanted if concepts[row[0]].core]
+        wanted = random.Random(0).sample(core, min(count, len(core)))
     with Pool(2) as pool:
         drawn = pool.map(partial(render, size_px=size_px), [source for _, _, source in wanted], chunksize=32)
     kept = [(wanted[i][:2], picture) for i, picture in enumerate(drawn) if picture is not None]
-    write_art(state.file("art"), concepts, [item for item, _ in kept], np.stack([picture for _, picture in kept]))
-    return load_art(state.file("art"))
+    write_art(target, concepts, [item for item, _ in kept], np.stack([picture for _, picture in kept]))
+    return load_art(target)
 
 
 def main() -> None:
     """Build the data set and log how many pictures of each style it has."""
     start_logging()
-    arguments = stage_parser(__doc__).parse_args()
-    art = build_art(StateFolder(arguments.state), limit=arguments.concepts)
+    parser = stage_parser(__doc__)
+    parser.add_argument("--unseen-only", action="store_true", help="build only what measures the VAE")
+    arguments = parser.parse_args()
+    state = StateFolder(arguments.state)
+    unseen = build_unseen_art(state)
+    logger.info("%s: %d pictures", UNSEEN_STYLE, len(unseen.items))
+    if arguments.unseen_only:
+        return
+    art = build_art(state, limit=arguments.concepts)
     for style in (*TRAINING_STYLES, HELD_OUT_STYLE):
         logger.info(
             "%s: %d pictures, %d of core concepts",

@@ -5,26 +5,21 @@ Latent consistency distillation: Luo et al. 2023 (arXiv:2310.04378), alg. 1, wit
 """
 
 import argparse
-import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from modules.engine.tensorfile import open_tensor_file
 from training.art import load_art
 from training.captions import caption
-from training.checkpoints import read_network
-from training.lora import LowRank, adapt, kohya_tensors, save_lora, switched_off
+from training.lora import LowRank, switched_off
+from training.lora_stage import lora_parser, train_lora
 from training.nets import alphas_cumprod
-from training.optim import Schedule
 from training.prompts import Encoding, native_time_ids
-from training.runs import Run, in_processes, seeded
-from training.stages import StateFolder, stage_parser, start_logging
+from training.runs import in_processes, seeded
+from training.stages import StateFolder, start_logging
 from training.unet import Bucket, Choice, load_buckets
-
-logger = logging.getLogger(__name__)
 
 SKIP = 20
 GUIDANCE_RANGE = (3.0, 6.0)
@@ -117,34 +112,24 @@ def train(arguments: argparse.Namespace) -> None:
     """One process of the stage."""
     state = StateFolder(arguments.state)
     art = load_art(state.file("art"))
-    network = read_network(arguments.weights, arguments.vocabulary)
-    torch.manual_seed(arguments.seed)
-    network.requires_grad_(False)
-    adapters = adapt(network["unet"], rank=arguments.rank)
-    run = Run(state.file("runs", "few-step-lora"), network, minutes=arguments.minutes, muon_ratio=None)
-    if arguments.resume:
-        run.load()
-    run.stop_on_signals()
     choice = Choice(limit=arguments.concepts, share=arguments.everyday)
     bucket = native_bucket(load_buckets(state.file("latents"), art, batch=arguments.batch, choice=choice))
-    schedule = Schedule(arguments.rate, warmup=500, decay_from=arguments.samples // 2, decay_to=arguments.samples)
-    rng = seeded(arguments.seed, "few", run.samples)
-    trainer = ConsistencyTrainer(network["unet"], network["text"], adapters)
-    while run.going(arguments.samples):
-        rows = bucket.curriculum.draw(arguments.batch, rng=rng)
-        texts = []
-        for row in rows:
-            concept, style = art.items[bucket.cache.items[row]]
-            texts.append(caption(art.concepts[concept], style, bucket.cache.colours[row], rng=rng))
-        loss = trainer.loss(bucket.cache.latents[rows].float(), texts)
-        loss.backward()
-        run.finish_step(arguments.batch, schedule.rate(run.samples))
-        if run.steps % 25 == 0:
-            logger.info("%d samples: loss %.4f", run.samples, float(loss.detach()))
-    run.save()
-    with run.average.applied():
-        tensors = kohya_tensors(adapters, network["unet"], open_tensor_file(arguments.weights).shapes)
-    save_lora(tensors, arguments.target, title="Focale few-step", rank=arguments.rank)
+
+    def make_loss(network: nn.ModuleDict, adapters: dict[str, LowRank], samples: int) -> Callable[[], Tensor]:
+        rng = seeded(arguments.seed, "few", samples)
+        trainer = ConsistencyTrainer(network["unet"], network["text"], adapters)
+
+        def next_loss() -> Tensor:
+            rows = bucket.curriculum.draw(arguments.batch, rng=rng)
+            texts = []
+            for row in rows:
+                concept, style = art.items[bucket.cache.items[row]]
+                texts.append(caption(art.concepts[concept], style, bucket.cache.colours[row], rng=rng))
+            return trainer.loss(bucket.cache.latents[rows].float(), texts)
+
+        return next_loss
+
+    train_lora(arguments, name="few-step-lora", title="Focale few-step", make_loss=make_loss)
 
 
 def native_bucket(buckets: list[Bucket]) -> Bucket:
@@ -155,14 +140,7 @@ def native_bucket(buckets: list[Bucket]) -> Bucket:
 def main() -> None:
     """Distil and write the LoRA file."""
     start_logging()
-    parser = stage_parser(__doc__)
-    parser.add_argument("--weights", type=Path, required=True, help="checkpoint that the LoRA is for")
-    parser.add_argument("--vocabulary", type=Path, required=True, help="folder with vocab.json and merges.txt")
-    parser.add_argument("--target", type=Path, required=True, help="LoRA file to write")
-    parser.add_argument("--samples", type=int, default=30_000)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=5e-4)
+    parser = lora_parser(__doc__, samples=30_000, rank=32, rate=5e-4)
     parser.add_argument("--everyday", type=float, default=None, help="share of everyday concepts, 0-1")
     in_processes(1, train, parser.parse_args())
 

@@ -72,6 +72,7 @@ def text_config(tower: int) -> CLIPTextConfig:
         num_attention_heads=TEXT_HEADS[tower],
         max_position_embeddings=77,
         hidden_act=("quick_gelu", "gelu")[tower],
+        attn_implementation="eager",  # plain matrix products: the fused backward pass takes seven times as long on CPUs
         bos_token_id=BEGIN_TOKEN,
         eos_token_id=2,  # the library then takes the pooled vector at the largest id, the first end token
         pad_token_id=1,

@@ -29,13 +29,14 @@ def orthogonalised(matrix: Tensor, *, iterations: int = 5) -> Tensor:
     wide = matrix.T if tall else matrix
     wide = wide / (wide.norm() + 1e-7)
     gram = wide @ wide.T
-    product = torch.eye(len(gram))
+    product = torch.empty(0)
     a, b, c = NEWTON_SCHULZ
-    for _ in range(iterations):
+    for iteration in range(iterations):
         step = torch.addmm(gram, gram, gram, beta=b, alpha=c)
         step.diagonal().add_(a)
-        product = step @ product
-        gram = step @ gram @ step
+        product = step @ product if iteration else step
+        if iteration < iterations - 1:
+            gram = step @ gram @ step
     result = product @ wide
     return result.T if tall else result
 

@@ -6,8 +6,10 @@ own where a compiler is at hand: PyTorch's versions of both are slow in this for
 """
 
 import argparse
+import contextlib
 import functools
 import logging
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -24,6 +26,7 @@ from torch.utils import cpp_extension
 logger = logging.getLogger(__name__)
 
 WORTH_IT = 1.5
+COMPILATION_S = 600
 FORMATS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -57,13 +60,24 @@ def measured_dtype() -> torch.dtype:
     return torch.bfloat16 if gain >= WORTH_IT else torch.float32
 
 
+def drop_stale_lock(lock: Path) -> None:
+    """Remove the lock of a compilation that was killed: PyTorch would wait for its end for ever."""
+    with contextlib.suppress(FileNotFoundError):
+        if time.time() - lock.stat().st_mtime > COMPILATION_S:
+            lock.unlink()
+
+
 @functools.cache
 def compiled_operator() -> ModuleType | None:
     """The operator of groupnorm.cpp, compiled for this CPU; None without a compiler."""
     try:
         flags = ["-O3", "-march=native", "-ffast-math", "-fopenmp-simd"]
         source = Path(__file__).with_name("groupnorm.cpp")
-        return cast(ModuleType, cpp_extension.load("focale_groupnorm", [str(source)], extra_cflags=flags))
+        folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR", "~/.cache/torch_extensions")).expanduser() / "focale"
+        folder.mkdir(parents=True, exist_ok=True)
+        drop_stale_lock(folder / "lock")
+        built = cpp_extension.load("focale_groupnorm", [str(source)], extra_cflags=flags, build_directory=str(folder))
+        return cast(ModuleType, built)
     except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
         logger.warning("groupnorm.cpp was not compiled, training is slower: %s", str(error).splitlines()[0])
         return None

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
-from training.art import HELD_OUT_STYLE, TRAINING_STYLES, ArtSet, Style, load_art
+from training.art import HELD_OUT_STYLE, TRAINING_STYLES, UNSEEN_STYLE, ArtSet, Style, load_art
 from training.latents import encode_pixels
 from training.nets import SCALING_FACTOR, load_vae, new_vae
 from training.optim import Schedule, rank, world_size
@@ -149,14 +149,18 @@ def finish(state: StateFolder, art: ArtSet, vae: AutoencoderKL, *, whiten: bool)
         pixels = compose(art, pictures, [random_colour(rng) for _ in pictures], rng=rng)
         fold(vae, *whitening(encode_pixels(vae, pixels).float() / SCALING_FACTOR))
     vae.save_pretrained(state.file("vae"))
-    report(vae, art)
+    report(vae, state)
 
 
-def report(vae: AutoencoderKL, art: ArtSet) -> dict[Style, float]:
-    """Log and return the PSNR of every style in dB."""
+def report(vae: AutoencoderKL, state: StateFolder) -> dict[Style, float]:
+    """Log and return the PSNR of every style in dB; of the unseen one if its pictures were built."""
+    art = load_art(state.file("art"))
     values: dict[Style, float] = {style: measure(vae, art, style=style) for style in (*TRAINING_STYLES, HELD_OUT_STYLE)}
+    if state.file("unseen", "index.json").exists():
+        values[UNSEEN_STYLE] = measure(vae, load_art(state.file("unseen")), style=UNSEEN_STYLE)
+    notes: dict[Style, str] = {HELD_OUT_STYLE: " (held out here)", UNSEEN_STYLE: " (never seen)"}
     for style, value in values.items():
-        logger.info("PSNR %s: %.2f dB%s", style, value, " (held out)" if style == HELD_OUT_STYLE else "")
+        logger.info("PSNR %s: %.2f dB%s", style, value, notes.get(style, ""))
     return values
 
 
@@ -175,7 +179,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.measure:
         state = StateFolder(arguments.state)
-        report(load_vae(state.file("vae")), load_art(state.file("art")))
+        report(load_vae(state.file("vae")), state)
     else:
         in_processes(arguments.processes, train, arguments)
 

@@ -1,5 +1,6 @@
 """bfloat16 training keeps float32 masters, and its own group normalisation equals PyTorch's."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 from training.precision import (
     FusedGroupNorm,
     compiled_operator,
+    drop_stale_lock,
     measured_dtype,
     prepare,
     training_step_seconds,
@@ -38,6 +40,17 @@ def test_float32_norm_is_pytorchs_own() -> None:
     expected = norm(pixels)
     use_fused_norms(norm)
     assert torch.equal(norm(pixels), expected)
+
+
+def test_only_the_lock_of_a_dead_compilation_is_dropped(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    drop_stale_lock(lock)
+    lock.touch()
+    drop_stale_lock(lock)
+    assert lock.exists()
+    os.utime(lock, (0, 0))
+    drop_stale_lock(lock)
+    assert not lock.exists()
 
 
 @pytest.mark.slow

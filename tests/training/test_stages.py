@@ -10,7 +10,17 @@ import torch
 
 from tests.training.conftest import EMBEDDED, LABELS, TABLES, VOCABULARY
 from training import evaluate, judge, latents, text, unet, vae
-from training.art import PACKAGES, ArtChecksumMismatch, ArtSet, fetch, icon_svgs, normalised_code, read_concepts
+from training.art import (
+    PACKAGES,
+    UNSEEN_STYLE,
+    ArtChecksumMismatch,
+    ArtSet,
+    fetch,
+    icon_svgs,
+    normalised_code,
+    read_concepts,
+    write_art,
+)
 from training.judge import Judge, accuracy, load_judge
 from training.latents import load_cache
 from training.runs import averaged_weights
@@ -107,6 +117,17 @@ def test_timesteps_are_weighed_as_min_snr() -> None:
     torch.testing.assert_close(effective, wanted / wanted.sum(), rtol=1e-4, atol=1e-7)
 
 
+def test_pictures_that_no_network_saw_are_measured_where_they_were_built(
+    state: StateFolder, art: ArtSet, tmp_path: Path
+) -> None:
+    (tmp_path / "art").symlink_to(state.file("art"))
+    measured, network = StateFolder(tmp_path), vae.load_vae(state.file("vae"))
+    assert UNSEEN_STYLE not in vae.report(network, measured)
+    items = [(index, UNSEEN_STYLE) for index in range(len(art.concepts))]
+    write_art(measured.file("unseen"), art.concepts, items, art.pixels[: len(items)])
+    assert 0 < vae.report(network, measured)[UNSEEN_STYLE] < 60
+
+
 @pytest.mark.slow
 def test_vae_stage_trains_whitens_and_measures(stage: Stage, state: StateFolder, art: ArtSet) -> None:
     kept = {file.name: file.read_bytes() for file in state.file("vae").iterdir()}
@@ -186,7 +207,11 @@ def test_names_and_icons_are_read_from_the_packages_own_files(tmp_path: Path) ->
         )
     )
     (tmp_path / "chars.json").write_text(json.dumps({"1f34e-fe0f": "apple", "1f550": "missing"}))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "icons.json").write_text((tmp_path / "icons.json").read_text())
     svgs = icon_svgs(tmp_path)
+    assert icon_svgs(other, codes_from=tmp_path) == svgs
     assert list(svgs) == ["1f34e"]
     assert "<path/>" in svgs["1f34e"]
     assert normalised_code("1F3F3-FE0F_200d") == "1f3f3-200d"
