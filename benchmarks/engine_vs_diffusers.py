@@ -5,8 +5,8 @@
 
 Both get the same prompt, steps, size, guidance and number format, encode the prompt anew and decode; rounds alternate.
 Prints the median seconds of each, their ratios, and how alike the pictures are (diffusers interpolates timesteps, we
-take the nearest as Fooocus does). Exits with 1 when the budget is missed: one image ≤ 1.00 of
-diffusers' time, 4 images in one request ≤ 1.00 of 4 times one image.
+take the nearest as Fooocus does). Exits with 1 when a budget is missed: one image, and four together, ≤ 1.00 of
+diffusers' time; 4 images in one request ≤ 0.80 of 4 times one image on this device, which gains from batching.
 """
 
 import argparse
@@ -40,6 +40,7 @@ from modules.engine.tokens import ClipTokenizer
 ROOT = Path(__file__).parents[1]
 TOKENIZER = ROOT / "models" / "tokenizer"
 PROMPT = "a red apple, 3d style"
+BARS = {"ours ÷ diffusers": 1.00, "4 together ÷ 4 × 1": 0.80}
 Draw = Callable[[], list[Image.Image]]
 
 
@@ -189,7 +190,8 @@ def main() -> None:
     sys.stdout.write(f"PSNR of our picture against diffusers': {10 * np.log10(255**2 / max(error, 1e-9)):.1f} dB\n")
     batching = results[4].ours_s / (4 * results[1].ours_s)
     sys.stdout.write(f"4 images in one request ÷ 4 × one image: {batching:.3f}\n")
-    sys.exit(1 if results[1].ratio > 1.0 or batching > 1.0 else 0)
+    slower = max(result.ratio for result in results.values()) > BARS["ours ÷ diffusers"]
+    sys.exit(1 if slower or batching > BARS["4 together ÷ 4 × 1"] else 0)
 
 
 if __name__ == "__main__":
