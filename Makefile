@@ -14,7 +14,7 @@ types:
 	$(PYTHON) -m mypy
 
 fast:
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "not slow and not browser and not crash"
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist loadfile -m "not slow and not browser and not crash"
 
 format:
 	$(PYTHON) -m ruff format $(SOURCES)

@@ -45,7 +45,7 @@ def test_arguments(argv: list[str]) -> list[str]:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if any(argument.startswith(("-n", "--numprocesses", "--version", "--help", "-h")) for argument in argv):
         return argv
-    return ["-n", "2", "--dist", "loadfile", *argv]
+    return ["-n", "2", "--dist", "loadfile", "--max-worker-restart", "1", *argv]
 
 
 def ensure_environment(prefix: str) -> str:
@@ -79,8 +79,19 @@ def ensure_installed(python: str, prefix: str, requirements: str) -> None:
         install_torch(python, torch)
     if pip_install(python, ["--requirement", requirements]) != 0:
         raise LaunchError("pip could not install everything; its last lines say why. The next start tries again.")
+    compile_sources(python)
     with open(stamp, "wb") as file:
         file.write(wanted)
+
+
+def compile_sources(python: str) -> None:
+    """Compiles Focale's own modules once, as pip did with the installed ones; what cannot be written is left out.
+
+    Python does that by itself at the first start, unless it may not write there or was told not to
+    (PYTHONDONTWRITEBYTECODE): then every start would compile all of them again, which takes a fifth of it.
+    """
+    sources = [os.path.join(ROOT, name) for name in ("webui.py", "modules", "extensions")]
+    call([python, "-m", "compileall", "-qq", *sources])
 
 
 def pinned_torch(requirements: str) -> str:

@@ -4,9 +4,9 @@ import gc
 import logging
 import os
 import sys
+import threading
 import time
-import webbrowser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from modules.settings import Settings
 
 STARTED = time.perf_counter()
+NOTES_AFTER_S = 1.0
 
 logger = logging.getLogger("focale")
 
@@ -60,6 +61,7 @@ def _run(settings: "Settings", extensions: "Sequence[Extension]") -> int:
 
     settings, listeners = serving.bind(settings)
     services = build_services(settings)
+    services.jobs.begin()
     page = None
     if not settings.nowebui:
         from modules.ui.page import build_page
@@ -71,29 +73,36 @@ def _run(settings: "Settings", extensions: "Sequence[Extension]") -> int:
             application,
             listeners,
             trusted_proxies=settings.trusted_proxies,
-            on_ready=lambda: _announce(settings),
+            on_ready=lambda: _announce(settings, services.provision.notes_at_start),
         )
     finally:
         services.history.close()
     return 0 if served else 1
 
 
-def _announce(settings: "Settings") -> None:
-    """Tell where the server is."""
+def _announce(settings: "Settings", notes: Callable[[], list[str]]) -> None:
+    """Tell where the server is, and what it lacks."""
     gc.freeze()
     gc.enable()
     host = "127.0.0.1" if settings.listen in ("0.0.0.0", "::") else settings.listen
     if not settings.nowebui:
         logger.info("The page is at http://%s:%d/", host, settings.webui_port)
     logger.info("The API is at http://%s:%d/docs", host, settings.api_port)
-    if not settings.listens_on_loopback and not (settings.api_keys or settings.logins):
-        logger.warning(
-            "Everyone who can reach %s can use this server; set --apikey or --auth, or leave --listen out.",
-            settings.listen,
-        )
+    if settings.exposure:
+        logger.warning("%s", settings.exposure)
     logger.info("Ready after %.2f s.", time.perf_counter() - STARTED)
+    telling = threading.Timer(NOTES_AFTER_S, _tell, [notes])  # the first callers come first
+    telling.daemon = True
+    telling.start()
     if settings.open_browser:
+        import webbrowser
+
         webbrowser.open(f"http://{host}:{settings.webui_port}/")
+
+
+def _tell(notes: Callable[[], list[str]]) -> None:
+    for note in notes():
+        logger.info("%s", note)
 
 
 if __name__ == "__main__":

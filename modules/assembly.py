@@ -5,10 +5,12 @@ import shutil
 from functools import partial
 
 from modules.checks import RequestChecks
+from modules.engine.environment import prepare_environment
 from modules.extensions import Services
 from modules.handlers import Handlers
 from modules.history import History
 from modules.jobs import JobQueue
+from modules.provision import Provision
 from modules.resources import Resources
 from modules.save import remove_partial_files
 from modules.settings import Settings
@@ -21,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 def make_workbench(settings: Settings) -> Workbench:
     """The workbench of the worker process; imports torch, so only the worker calls it."""
+    prepare_environment()
     from modules.generate import EngineWorkbench
 
     settings.log_in_worker()
@@ -38,12 +41,13 @@ def build_services(settings: Settings, *, inline: bool = False, workbench: MakeW
         StorageFull: the output folder cannot be written.
     """
     resources = Resources(settings)
+    provision = Provision(settings, resources)
     history = History(settings.paths.outputs, limit=settings.history_limit)
     remove_partial_files(settings.paths.outputs)
     _clean_temp(settings)
     make = workbench or partial(make_workbench, settings)
     engine = InlineEngine(make) if inline else ProcessEngine(make)
-    queue = JobQueue(engine, history, limit=settings.queue_limit)
+    queue = JobQueue(engine, history, preparer=provision, limit=settings.queue_limit)
     state = ServerState(settings.paths.outputs / FILE_NAME)
     return Services(
         settings=settings,
@@ -51,15 +55,15 @@ def build_services(settings: Settings, *, inline: bool = False, workbench: MakeW
         handlers=Handlers(
             queue=queue,
             history=history,
-            check=RequestChecks(resources.plan_resources),
+            check=RequestChecks(resources.plan_resources, provision),
             tools=engine,
             output_root=settings.paths.outputs,
             stop_when_abandoned=settings.on_disconnect == "stop",
         ),
         jobs=queue,
         history=history,
-        files=resources.catalogue,
-        styles=resources.styles,
+        resources=resources,
+        provision=provision,
         signer=UrlSigner(state.secret, enabled=bool(settings.api_keys)),
     )
 

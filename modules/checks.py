@@ -1,10 +1,12 @@
 """Refuses requests that cannot be met, before anything is queued."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from modules.choices import UovMethod
-from modules.errors import NotSupportedYet, UnknownName
+from modules.errors import InvalidRequest, NotSupportedYet, UnknownName
 from modules.plan import PlanResources, make_plan
+from modules.provision import Provision
 from modules.request import GenerationRequest
 
 # What an image input would do to the picture, told to the person whose request is refused.
@@ -61,16 +63,17 @@ _IMAGE_FEATURES: tuple[tuple[str, str, Callable[[GenerationRequest], bool]], ...
 class RequestChecks:
     """All checks in one call, against what this machine offers at that moment."""
 
-    def __init__(self, resources: Callable[[], PlanResources]) -> None:
-        """Check against what `resources` returns when a request comes."""
+    def __init__(self, resources: Callable[[], PlanResources], provision: Provision) -> None:
+        """Check against what `resources` returns when a request comes, and what `provision` will have fetched."""
         self._resources = resources
+        self._provision = provision
 
     def __call__(self, request: GenerationRequest) -> None:
         """Refuse a request that cannot be met.
 
         Raises:
             UnknownName: a style or model that no list has.
-            InvalidRequest, NotSupportedYet: see `make_plan` and `check_supported`.
+            InvalidRequest, NotSupportedYet: see `make_plan`, `Provision.check` and `check_supported`.
         """
         check_supported(request)
         resources = self._resources()
@@ -78,4 +81,32 @@ class RequestChecks:
         for position, name in enumerate(request.style_selections):
             if name not in styles:
                 raise UnknownName(("style_selections", position), name, styles.names, what="style")
-        make_plan(request.changed(image_number=1), resources)
+        resources = replace(resources, catalogue=self._provision.check(request))
+        try:
+            make_plan(request.changed(image_number=1), resources)
+        except UnknownName as error:
+            self._offer(error)
+            raise
+
+    def _offer(self, error: UnknownName) -> None:
+        """Say how to get a file that has a source.
+
+        Raises:
+            InvalidRequest: in place of `error`, if it has.
+        """
+        folder = _FOLDER_OF_FIELD.get(str(error.field[0]))
+        if folder and self._provision.is_known(folder, str(error.value)):
+            raise InvalidRequest(
+                error.field,
+                f"{error.value} is not in models/{folder}, but this server knows where it comes from: send "
+                '"download_missing": true, or put it there.',
+                error.value,
+            ) from error
+
+
+_FOLDER_OF_FIELD = {
+    "base_model_name": "checkpoints",
+    "refiner_model_name": "checkpoints",
+    "vae_name": "vae",
+    "loras": "loras",
+}

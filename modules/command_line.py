@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import sys
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 
 from modules.choices import Source
 from modules.errors import FocaleError, SettingsError
-from modules.events import Failed, ImageSaved, Noticed, Progress, Started, Stopped
+from modules.events import Failed, ImageSaved, Noticed, Progress, Stopped
 from modules.extensions import Services
 from modules.flags import build_parser
 from modules.request import GenerationRequest
@@ -98,27 +99,24 @@ def _flag(name: str) -> str:
 
 
 def _with_defaults(request: GenerationRequest, settings: Settings) -> GenerationRequest:
-    """The request over the configured defaults."""
-    defaults = settings.request_defaults()
+    """The request over the configured defaults; whoever names a preset here wants its files as well."""
+    defaults: dict[str, object] = {**settings.request_defaults(), "download_missing": bool(settings.preset)}
     missing = {name: value for name, value in defaults.items() if name not in request.model_fields_set}
     return request.changed(**missing)
 
 
 async def _generate(services: Services, request: GenerationRequest, out: Path | None) -> int:
     """Run one request to its end and copy its pictures."""
-    services.jobs.pause()  # what a server left waiting is the server's; this command runs its own task only
+    task_id = uuid.uuid4().hex
+    services.jobs.run_only(task_id)  # what a server left waiting is the server's
     saved: list[ImageSaved] = []
     bar = ProgressBar(sys.stderr)
     await services.jobs.start()
     try:
-        job = await services.handlers.submit(request, source=Source.CLI)
-        services.jobs.move(job.task_id, 0)
-        services.jobs.resume()
+        job = await services.handlers.submit(request, source=Source.CLI, task_id=task_id)
         failure = ""
         async for _number, event in services.handlers.follow(job):
-            if isinstance(event, Started):
-                services.jobs.pause()
-            elif isinstance(event, Progress):
+            if isinstance(event, Progress):
                 bar.show(event)
             elif isinstance(event, Noticed):
                 bar.say(event.message)

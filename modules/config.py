@@ -96,7 +96,7 @@ class ImagePromptDefault(BaseModel):
 class Config(BaseModel):
     """Every key of config.txt but the paths, under the names Fooocus gave them."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=(), defer_build=True)
 
     temp_path_cleanup_on_launch: bool = True
     default_model: ModelName = "model.safetensors"

@@ -59,6 +59,10 @@ class FetchRefused(FocaleError):
     """A URL may not be contacted, or its answer was refused (address, size, time, redirects)."""
 
 
+class DownloadFailed(FocaleError):
+    """A model file could not be fetched, or is not what it should be; the message names the URL and the way out."""
+
+
 class ModelFileMissing(FocaleError):
     """A model file that was named is not in its folder."""
 

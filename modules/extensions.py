@@ -15,6 +15,8 @@ from modules.files import Catalogue
 from modules.handlers import Handlers
 from modules.history import History
 from modules.jobs import Job, JobQueue
+from modules.provision import Provision
+from modules.resources import Resources
 from modules.settings import Settings
 from modules.signing import UrlSigner
 from modules.state import ServerState
@@ -37,8 +39,8 @@ class Services:
 
     settings: what was configured. state: what is remembered between starts, the API switch among it.
     handlers: the only door to generation. jobs: the queue, to watch it. history: records of all tasks.
-    files: names of the model files present. styles: the style table.
-    Presets are read by `modules.presets` from `settings.paths.presets`.
+    resources: model files, styles, wildcards and presets, as their files say now.
+    provision: which files a request lacks, and where they come from.
     signer: makes URLs of results and inputs work without a key.
     """
 
@@ -47,9 +49,19 @@ class Services:
     handlers: Handlers
     jobs: JobQueue
     history: History
-    files: Catalogue
-    styles: StyleTable
+    resources: Resources
+    provision: Provision
     signer: UrlSigner
+
+    @property
+    def files(self) -> Catalogue:
+        """Names of the model files present."""
+        return self.resources.catalogue
+
+    @property
+    def styles(self) -> StyleTable:
+        """The style table, read again when a file of it changed."""
+        return self.resources.styles
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,6 +71,7 @@ class Catalogue:
         self._embedded = embedded
         self._listed: dict[Kind, dict[str, Path]] = {}
         self._scanned_at: dict[Kind, float] = {}
+        self._changed_at: dict[Kind, dict[Path, int]] = {}
 
     @classmethod
     def of(cls, paths: Paths) -> "Catalogue":
@@ -121,6 +122,25 @@ class Catalogue:
         for kind in self._folders:
             self._scan(kind)
 
+    def notice_changes(self) -> None:
+        """Reads those folders anew that got or lost an entry since they were read; costs one look at each folder."""
+        for kind, folders in list(self._changed_at.items()):
+            if any(_changed_at(folder) != at for folder, at in folders.items()):
+                self._scan(kind)
+
+    def folder(self, kind: Kind) -> Path:
+        """The folder that new files of a kind belong in: the first one."""
+        return self._folders[kind][0]
+
+    def with_files(self, kind: Kind, names: Iterable[str]) -> "Catalogue":
+        """A catalogue that lists these files as well, as if they were in their folder already."""
+        more = Catalogue(self._folders, self._embedded)
+        for one in self._folders:
+            more._listed[one] = dict(self._listing(one))
+            more._scanned_at[one] = float("inf")  # what is promised must not be looked for
+        more._listed[kind] |= {name: self.folder(kind) / name for name in names}
+        return more
+
     def _listing(self, kind: Kind) -> dict[str, Path]:
         """Name → path in listed order."""
         if kind not in self._listed:
@@ -130,13 +150,15 @@ class Catalogue:
     def _scan(self, kind: Kind) -> None:
         """Reads the folders of one kind; the new listing replaces the old one at once."""
         listing: dict[str, Path] = {}
+        changed_at: dict[Path, int] = {}
         for folder in self._folders.get(kind, ()):
-            for name in list_models(folder):
+            for name in list_models(folder, changed_at):
                 listing.setdefault(name, folder / name)
         if self._embedded is not None:
             for name, path in self._shipped(self._embedded, kind):
                 listing.setdefault(name, path)
         self._listed[kind] = listing
+        self._changed_at[kind] = changed_at
         self._scanned_at[kind] = time.monotonic()
 
     def _shipped(self, embedded: Path, kind: Kind) -> Iterator[tuple[str, Path]]:
@@ -155,20 +177,33 @@ class Catalogue:
         return f"{name!r} is not in {folders}; {hint}"
 
 
-def list_models(folder: Path) -> list[str]:
+def list_models(folder: Path, changed_at: dict[Path, int] | None = None) -> list[str]:
     """Names of the model files below a folder, relative to it; empty for a folder that cannot be read.
 
     Links to folders are followed, each folder once. Names that start with a dot are left out.
+
+    Args:
+        changed_at: gets, for each folder that was read, when its entries changed last, in ns.
     """
-    return list(dict.fromkeys(_walk(folder, PurePosixPath(), set())))
+    seen: dict[Path, int] = {} if changed_at is None else changed_at
+    return list(dict.fromkeys(_walk(folder, PurePosixPath(), set(), seen)))
 
 
-def _walk(folder: Path, below: PurePosixPath, seen: set[str]) -> Iterator[str]:
+def _changed_at(folder: Path) -> int:
+    """When the folder's entries changed last, in ns; -1 if it does not exist."""
+    try:
+        return folder.stat().st_mtime_ns
+    except OSError:
+        return -1
+
+
+def _walk(folder: Path, below: PurePosixPath, seen: set[str], changed_at: dict[Path, int]) -> Iterator[str]:
     """Model names of one folder, then those of its sub-folders, each sorted without regard to case."""
     real = os.path.realpath(folder)
     if real in seen:
         return
     seen.add(real)
+    changed_at[folder] = _changed_at(folder)  # before reading: what comes in between is noticed next time
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: (entry.name.casefold(), entry.name))
     except OSError as error:
@@ -181,7 +216,7 @@ def _walk(folder: Path, below: PurePosixPath, seen: set[str]) -> Iterator[str]:
             yield str(below / _shown_name(entry.name))
     for entry in visible:
         if entry.is_dir():
-            yield from _walk(Path(entry.path), below / entry.name, seen)
+            yield from _walk(Path(entry.path), below / entry.name, seen, changed_at)
 
 
 def _shown_name(file_name: str) -> str:

@@ -1,10 +1,11 @@
 """Writes files so that nobody, not even after a kill, ever sees half of one."""
 
+import importlib
 import os
 import random
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 PARTIAL_SUFFIX: Final = ".part"
 
@@ -42,3 +43,23 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+_LOCK_BYTE: Final = 2**31 - 2
+"""Windows locks bytes, and a locked byte cannot be read by others: one where no file of ours has content they read."""
+
+
+def lock_now(descriptor: int) -> None:
+    """Lock an open file for this process, without waiting; the lock ends when the file is closed.
+
+    Raises:
+        OSError: somebody else holds the lock.
+    """
+    if os.name == "nt":
+        msvcrt: Any = importlib.import_module("msvcrt")
+        os.lseek(descriptor, _LOCK_BYTE, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    else:
+        fcntl: Any = importlib.import_module("fcntl")
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,12 +11,13 @@ T = TypeVar("T")
 AddArguments = Callable[[argparse.ArgumentParser], None]
 
 
-def flag(default: T, help: str, *, secret: bool = False, **argparse_options: object) -> T:
+def flag(default: T, help: str, *, secret: bool = False, works: bool = True, **argparse_options: object) -> T:
     """A dataclass field that is also a flag: `base_url` is `--base-url`.
 
-    secret: never shown by `repr`. argparse_options: go to `add_argument`.
+    secret: never shown by `repr`. works: False while nothing follows from the flag; docs/status.md lists these.
+    argparse_options: go to `add_argument`.
     """
-    metadata = {"help": help, "argparse": argparse_options}
+    metadata = {"help": help, "argparse": argparse_options, "works": works}
     declared: T = field(default=default, repr=not secret, metadata=metadata)
     return declared
 
@@ -74,7 +75,7 @@ class Flags:
         metavar="N",
     )
     nowebui: bool = flag(False, "Serve the API only; gradio is never loaded.")
-    share: bool = flag(False, "Ask Gradio for a public address of the page.")
+    share: bool = flag(False, "Ask Gradio for a public address of the page.", works=False)
     in_browser: bool = flag(False, "Open the page in the browser when it is ready.")
     disable_in_browser: bool = flag(False, "Do not open the browser.")
     auth: tuple[str, ...] = flag(
@@ -94,7 +95,9 @@ class Flags:
     disable_preset_selection: bool = flag(False, "Do not offer presets on the page.")
     language: str = flag("default", "Translation file of the page, by its name in language/.", metavar="NAME")
     theme: Theme | None = flag(None, "Look of the page.", choices=("light", "dark"))
-    enable_auto_describe_image: bool = flag(False, "Describe an uploaded picture when the prompt is empty.")
+    enable_auto_describe_image: bool = flag(
+        False, "Describe an uploaded picture when the prompt is empty.", works=False
+    )
 
     # API
     apikey: str = flag(
@@ -134,10 +137,12 @@ class Flags:
     temp_path: str | None = flag(None, "Folder of temporary files.", metavar="DIR")
     disable_image_log: bool = flag(False, "Write no log page; results are still kept and served.")
     disable_metadata: bool = flag(False, "Write no parameters into files.")
-    disable_enhance_output_sorting: bool = flag(False, "Show enhanced pictures in the order they were made.")
+    disable_enhance_output_sorting: bool = flag(
+        False, "Show enhanced pictures in the order they were made.", works=False
+    )
 
     # Models
-    disable_preset_download: bool = flag(False, "Never offer the downloads a preset names.")
+    disable_preset_download: bool = flag(False, "Never download the files a preset names.")
     always_download_new_model: bool = flag(False, "Ignore a preset's previous models that are present.")
     hf_mirror: str = flag("", "Replacement for huggingface.co in downloads.", metavar="URL")
     offline: bool = flag(False, "Never contact the network for models.")
@@ -161,14 +166,16 @@ class Flags:
     )
     deterministic: bool = flag(False, "Use only exactly repeatable kernels, even where they are slower.")
     all_in_fp32: bool = flag(False, "Compute everything in float32.")
-    all_in_fp16: bool = flag(False, "Compute everything in float16.")
-    unet_in_bf16: bool = flag(False, "Compute the UNet in bfloat16.")
-    unet_in_fp16: bool = flag(False, "Compute the UNet in float16.")
-    vae_in_fp16: bool = flag(False, "Compute the VAE in float16.")
+    all_in_fp16: bool = flag(False, "Keep all networks in float16; a CPU computes in float32, or bfloat16 if it can.")
+    unet_in_bf16: bool = flag(False, "Keep the UNet in bfloat16; CPUs without instructions for it compute in float32.")
+    unet_in_fp16: bool = flag(False, "Keep the UNet in float16; a CPU computes in float32, or bfloat16 if it can.")
+    vae_in_fp16: bool = flag(False, "Keep the VAE in float16; SDXL's own overflows in it on a GPU.")
     vae_in_fp32: bool = flag(False, "Compute the VAE in float32.")
-    vae_in_bf16: bool = flag(False, "Compute the VAE in bfloat16.")
-    vae_in_cpu: bool = flag(False, "Keep the VAE on the CPU.")
-    clip_in_fp16: bool = flag(False, "Compute the text encoders in float16.")
+    vae_in_bf16: bool = flag(False, "Keep the VAE in bfloat16; CPUs without instructions for it compute in float32.")
+    vae_in_cpu: bool = flag(False, "Run the VAE on the CPU, to spare the memory of a GPU.")
+    clip_in_fp16: bool = flag(
+        False, "Keep the text encoders in float16; a CPU computes in float32, or bfloat16 if it can."
+    )
     clip_in_fp32: bool = flag(False, "Compute the text encoders in float32.")
 
     # Logging
@@ -234,7 +241,7 @@ def _add_flag(
     parser: argparse.ArgumentParser, name: str, default: object, help: str, options: dict[str, object]
 ) -> None:
     """Adds one declared flag; a boolean becomes a switch, with a `--no-` form when it is on by default."""
-    option = "--" + name.replace("_", "-")
+    option = option_of(name)
     arguments: dict[str, object] = {"dest": name, "default": default, "help": help, **options}
     if isinstance(default, bool):
         arguments["action"] = argparse.BooleanOptionalAction if default else "store_true"
@@ -247,7 +254,7 @@ def _add_flag(
 class ParsedFlags:
     """The command line, read.
 
-    flags: the typed values. inert: flags of Fooocus that were given and mean nothing here.
+    flags: the typed values. inert: flags that were given and from which nothing follows, here or yet.
     extra: values of the arguments that extensions added, by destination.
     """
 
@@ -276,4 +283,19 @@ def parse_flags(argv: Sequence[str], extra: Iterable[AddArguments] = ()) -> Pars
         own["device"] = f"cuda:{own['gpu_device_id']}"
     if own["all_in_fp16"] and own["all_in_fp32"]:
         raise SettingsError("--all-in-fp16 and --all-in-fp32 contradict each other; give one of them.")
-    return ParsedFlags(Flags(**own), inert, parsed)
+    idle = (
+        option_of(declared.name)
+        for declared in fields(Flags)
+        if not declared.metadata["works"] and own[declared.name] != declared.default
+    )
+    return ParsedFlags(Flags(**own), (*inert, *idle), parsed)
+
+
+def flags_without_effect() -> dict[str, str]:
+    """Flags from which nothing follows yet, with what they will do."""
+    return {option_of(flag.name): flag.metadata["help"] for flag in fields(Flags) if not flag.metadata["works"]}
+
+
+def option_of(name: str) -> str:
+    """The flag of a field."""
+    return "--" + name.replace("_", "-")

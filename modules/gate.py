@@ -4,7 +4,6 @@ Pure ASGI: it decides before a byte of the body is read, and it knows neither ro
 """
 
 import hmac
-import html
 import json
 import logging
 import secrets
@@ -17,13 +16,14 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 from modules.extensions import AsgiApp, Message, Receive, Routes, Scope, Send
 from modules.limits import TokenBuckets
-from modules.settings import Settings, is_loopback
+from modules.login_page import LOGIN_PATH, local_target, login_page
+from modules.settings import Credential, Settings, is_loopback
 from modules.signing import UrlSigner, session_key, sign_session
 
 logger = logging.getLogger(__name__)
 access_log = logging.getLogger("focale.access")
 
-LOGIN_PATH = "/-/login"
+GRADIO_LOGIN = "/login"  # where clients of Gradio log in
 COOKIE = "focale_session"
 SESSION_S = 30 * 86_400
 MAX_LOGIN_BYTES = 8_192
@@ -46,7 +46,8 @@ Verdict = Literal["allowed", "refused", "absent"]
 class GateRules:
     """What the gate enforces.
 
-    keys: API key → name for logs and limits; empty leaves all open.
+    keys: API key → name for logs and limits; empty leaves open what extensions own.
+    persons: who may log in to the page; with neither keys nor persons all is open.
     secret: signs login cookies.
     cors_origins: origins of web pages that may call; `*` and `null` count.
     trusted_hosts: host names this server answers to, besides loopback names; None answers to any.
@@ -55,6 +56,7 @@ class GateRules:
     """
 
     keys: Mapping[str, str] = field(default_factory=dict, repr=False)
+    persons: tuple[Credential, ...] = field(default=(), repr=False)
     secret: bytes = field(default=b"", repr=False)
     cors_origins: tuple[str, ...] = ()
     trusted_hosts: frozenset[str] | None = None
@@ -67,6 +69,7 @@ class GateRules:
         rate = settings.extra.get("rate_limit", 0)
         return cls(
             keys=named_keys(settings.api_keys, settings.apikey),
+            persons=() if settings.nowebui else settings.logins,
             secret=secret,
             cors_origins=settings.cors_origins or (("*",) if settings.api_keys else ()),
             trusted_hosts=_trusted_hosts(settings),
@@ -108,14 +111,17 @@ class Gate:
         *,
         owners: Mapping[str, Routes],
         signer: UrlSigner,
+        api_ports: frozenset[int] = frozenset(),
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         """Guard `app`.
 
         Args:
             owners: first path segment → routes of extensions; what is not in it belongs to the page.
+            api_ports: ports where there is no page.
         """
         self._app = app
+        self._api_ports = api_ports
         self._rules = rules
         self._owners = owners
         self._signer = signer
@@ -149,7 +155,7 @@ class Gate:
             if visit.is_preflight:
                 await visit.answer_preflight()
                 return
-        if rules.keys and not await self._authenticate(visit):
+        if self._is_guarded(visit) and not await self._authenticate(visit):
             return
         limited = visit.method not in ("GET", "HEAD", "OPTIONS")
         if limited and (wait_s := self._rates.take(visit.key_name or visit.client)):
@@ -185,19 +191,27 @@ class Gate:
         routes = self._owners.get(visit.segment)
         return routes is None or visit.segment in routes.linkable
 
-    # -- keys ---------------------------------------------------------------------------------------------------
+    # -- keys and persons -----------------------------------------------------------------------------------------
+
+    def _is_guarded(self, visit: "_Visit") -> bool:
+        """Keys guard everything; persons alone guard the page, for the API knows no persons."""
+        if self._rules.keys or not self._rules.persons:
+            return bool(self._rules.keys)
+        port = (visit.scope.get("server") or ("", 0))[1]
+        return visit.segment not in self._owners and port not in self._api_ports
 
     async def _authenticate(self, visit: "_Visit") -> bool:
         """True to let the request through; otherwise it has been answered."""
-        if visit.path == LOGIN_PATH and visit.scope["type"] == "http":
+        by_client = bool(self._rules.persons) and visit.path == GRADIO_LOGIN and visit.method == "POST"
+        if (visit.path == LOGIN_PATH or by_client) and visit.scope["type"] == "http":
             await self._login(visit)
             return False
         routes = self._owners.get(visit.segment)
         if routes is not None and visit.path in routes.public:
             return True
-        key, was_tried = self._presented_key(visit)
-        if key is not None:
-            visit.key_name = self._rules.keys[key]
+        name, was_tried = self._presented(visit)
+        if name is not None:
+            visit.key_name = name
             return True
         readable = visit.method in ("GET", "HEAD")
         signed = routes is not None and readable and visit.segment in routes.signed
@@ -213,16 +227,19 @@ class Gate:
             await visit.refuse(403, "Forbidden")
         return False
 
-    def _presented_key(self, visit: "_Visit") -> tuple[str | None, bool]:
-        """The valid key a request carries, and whether it carried any key in a header."""
+    def _presented(self, visit: "_Visit") -> tuple[str | None, bool]:
+        """Name of the key or person that a request proves to come from, and whether a key stood in a header."""
         bearer = visit.header(b"authorization")
         given = [visit.header(b"x-api-key"), bearer[7:].strip() if bearer[:7].lower() == "bearer " else ""]
         for key in filter(None, given):
             if (known := self._known(key.encode("latin-1"))) is not None:  # the bytes that were sent
-                return known, True
+                return self._rules.keys[known], True
         cookie = _cookie(visit.header(b"cookie"), COOKIE) if self._cookie_counts(visit) else ""
-        if cookie and (known := session_key(self._rules.secret, cookie, self._rules.keys)) is not None:
-            return known, True
+        names = dict(self._rules.keys)
+        if visit.segment not in self._owners:
+            names |= {_identity(person): person.user for person in self._rules.persons}
+        if cookie and (identity := session_key(self._rules.secret, cookie, names)) is not None:
+            return names[identity], True
         return None, any(given)
 
     def _cookie_counts(self, visit: "_Visit") -> bool:
@@ -242,10 +259,10 @@ class Gate:
         return found
 
     async def _login(self, visit: "_Visit") -> None:
-        """The page that turns a key into a cookie."""
-        target = _local_target(parse_qs(visit.query).get("next", ["/"])[0])
+        """Turn a key, or a name and password, into a cookie."""
+        target = local_target(parse_qs(visit.query).get("next", ["/"])[0])
         if visit.method in ("GET", "HEAD"):
-            await visit.answer(200, _login_page(target), b"text/html; charset=utf-8")
+            await self._ask(visit, target)
             return
         if visit.method != "POST":
             await visit.refuse(405, "Method Not Allowed", ((b"allow", b"GET, POST"),))
@@ -255,19 +272,49 @@ class Gate:
             await visit.refuse(413, "Content Too Large")
             return
         form = parse_qs(body.decode("utf-8", "replace"), max_num_fields=10)
-        key = self._known(form.get("key", [""])[0].strip().encode("utf-8", "replace"))
-        if key is None:
+        identity = self._recognised({name: values[0] for name, values in form.items()})
+        if identity is None:
             if wait_s := self._failures.take(visit.client):
-                page = _login_page(target, f"Too many wrong keys. Try again in {wait_s} seconds.")
-                await visit.answer(429, page, b"text/html; charset=utf-8", ((b"retry-after", b"%d" % wait_s),))
+                problem = f"Too many wrong tries. Try again in {wait_s} seconds."
+                await self._ask(visit, target, 429, problem, ((b"retry-after", b"%d" % wait_s),))
                 return
-            page = _login_page(target, "This key is not known.")
-            await visit.answer(403, page, b"text/html; charset=utf-8")
+            await self._ask(visit, target, 403, "This is not known here.")
             return
-        session = sign_session(self._rules.secret, key, int(time.time()) + SESSION_S)
+        session = sign_session(self._rules.secret, identity, int(time.time()) + SESSION_S)
         secure = "; Secure" if visit.scope.get("scheme") == "https" else ""
         cookie = f"{COOKIE}={session}; Path=/; Max-Age={SESSION_S}; HttpOnly; SameSite=Strict{secure}"
-        await visit.redirect(target, ((b"set-cookie", cookie.encode()),))
+        headers = ((b"set-cookie", cookie.encode()),)
+        if visit.path == GRADIO_LOGIN:
+            await visit.answer(200, b'{"success":true}', b"application/json", headers)
+        else:
+            await visit.redirect(target, headers)
+
+    async def _ask(
+        self,
+        visit: "_Visit",
+        target: str,
+        status: int = 200,
+        problem: str = "",
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        """Show the login page."""
+        rules = self._rules
+        page = login_page(target, asks_key=bool(rules.keys), asks_person=bool(rules.persons), problem=problem)
+        await visit.answer(status, page, b"text/html; charset=utf-8", headers)
+
+    def _recognised(self, form: Mapping[str, str]) -> str | None:
+        """What a session is signed for: the key or the person a filled form names; None for a wrong one."""
+        key = self._known(form.get("key", "").strip().encode("utf-8", "replace"))
+        if key is not None:
+            return key
+        name, password = form.get("username", "").strip(), form.get("password", "")
+        accepted = [person for person in self._rules.persons if person.accepts(name, password)]
+        return _identity(accepted[0]) if accepted else None
+
+
+def _identity(person: Credential) -> str:
+    """What a person's session is signed for; it ends when the password changes, and is never an API key."""
+    return f"person\0{person.user}\0{person.sha256.lower()}"
 
 
 class _Visit:
@@ -464,31 +511,3 @@ def _cookie(header: str, name: str) -> str:
     except CookieError:
         return ""
     return morsel.value if morsel else ""
-
-
-def _local_target(target: str) -> str:
-    """A path on this server; anything that could lead elsewhere becomes the start page."""
-    safe = target.startswith("/") and not target.startswith(("//", "/\\")) and target.isascii() and target.isprintable()
-    return target if safe else "/"
-
-
-def _login_page(target: str, problem: str = "") -> bytes:
-    """A form with one field; works without scripts and follows the browser's dark mode."""
-    alert = f'<p role="alert">{html.escape(problem)}</p>' if problem else ""
-    action = f"{LOGIN_PATH}?next={quote(target, safe='/')}"
-    return _LOGIN_HTML.replace("{action}", html.escape(action)).replace("{alert}", alert).encode()
-
-
-_LOGIN_HTML = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Focale</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
-<style>
-body{font:16px/1.5 system-ui,sans-serif;display:grid;place-items:center;min-height:90vh;margin:0}
-form{width:min(20rem,85vw);display:grid;gap:.75rem}h1{font-size:1.4rem;margin:0}
-input,button{font:inherit;padding:.6rem .7rem;border-radius:.5rem;border:1px solid #8888}
-button{background:#4f46e5;color:#fff;border:0;cursor:pointer}[role=alert]{color:#d33;margin:0}
-</style></head><body><form method="post" action="{action}"><h1>Focale</h1>
-<label for="key">This server needs an API key.</label>{alert}
-<input id="key" name="key" type="password" autocomplete="current-password" required autofocus aria-label="Key">
-<button>Enter</button></form></body></html>
-"""

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from modules.choices import STYLE_EXPANSION
 from modules.control import Control
 from modules.engine.batches import rows_per_batch, split_into_batches
 from modules.engine.censor import blacked_out
@@ -17,10 +18,12 @@ from modules.engine.decode import LinearPreview, NetworkPreview, Preview, Transl
 from modules.engine.device import DevicePolicy, choose_policy
 from modules.engine.drawing import INTERPOSER, Drawing
 from modules.engine.embeddings import EmbeddingFolder
+from modules.engine.expander import PromptExpander
 from modules.engine.journal import DenoisedJournal, discard_journals
 from modules.engine.latents import Latents, LatentStatistics, latent_size, statistics_for
 from modules.engine.loras import LoraChoice
-from modules.engine.runtime import use_deterministic_kernels, without_gradients
+from modules.engine.memory import return_freed_memory
+from modules.engine.runtime import use_deterministic_kernels, use_threads, without_gradients
 from modules.engine.sample import SamplingStep
 from modules.engine.samplers import SAMPLERS
 from modules.engine.store import ModelStore, SdxlModel
@@ -29,7 +32,7 @@ from modules.errors import Interrupted, ModelFileUnusable, UnknownName
 from modules.events import Event, Finished, ImageSkipped, Noticed, Planned, Skipped, Stopped, Yielded
 from modules.files import HashCache, Kind
 from modules.images import preview_jpeg
-from modules.plan import ImagePlan, Plan, make_plan, plan_models
+from modules.plan import ImagePlan, ModelsPlan, Plan, make_plan, plan_models
 from modules.progress import ProgressMeter
 from modules.record import Record
 from modules.request import GenerationRequest, from_params
@@ -41,6 +44,7 @@ from modules.tools import Toolbox
 logger = logging.getLogger(__name__)
 
 PREVIEW_DECODER = "xlvaeapp.pth"
+HASHED_KINDS = (Kind.CHECKPOINT, Kind.LORA)  # whose hashes are written into pictures
 JOURNALS = ".unfinished"  # below the output folder: what lets a run that was cut short go on
 
 
@@ -50,12 +54,14 @@ class EngineWorkbench:
     def __init__(self, settings: Settings) -> None:
         """Prepare to work; loads no model yet."""
         self.settings = settings
-        self.resources = Resources(settings)
+        self.expander = PromptExpander(settings.paths.expansion)
+        self.resources = Resources(settings, expand=self.expander)
         self.policy: DevicePolicy = choose_policy(
             settings.device,
             precision=settings.unet_dtype,
             vae_precision=settings.vae_dtype,
             text_precision=settings.clip_dtype,
+            vae_on_cpu=settings.vae_in_cpu,
         )
         self.store = ModelStore(self.policy, memory_limit_mib=settings.max_memory)
         self.conditioner = TextConditioner(
@@ -65,14 +71,24 @@ class EngineWorkbench:
         self.hashes = HashCache(settings.paths.hash_cache)
         self.tools = Toolbox(settings.paths)
         self._previews: dict[object, Preview] = {}
+        use_threads(settings.always_cpu or 0)
         if settings.deterministic:
             use_deterministic_kernels()
 
     def warm_up(self) -> None:
-        """Load the default model and touch its text encoders, so that the first task does not wait."""
-        request = GenerationRequest(base_model_name=self.settings.config.default_model)
-        model = self.store.base(plan_models(request, self.resources.plan_resources()).checkpoint.path)
-        self.conditioner.encode(model, ("",))
+        """Load the default model and touch its text encoders, so that the first task does not wait.
+
+        With `--rebuild-hash-cache` the hashes of all models are computed after that.
+        """
+        try:
+            request = GenerationRequest(base_model_name=self.settings.config.default_model)
+            model = self.store.base(plan_models(request, self.resources.plan_resources()).checkpoint.path)
+            self.conditioner.encode(model, ("",))
+        finally:
+            if self.settings.rebuild_hash_cache is not None:
+                catalogue = self.resources.catalogue
+                models = [catalogue.resolve(kind, name) for kind in HASHED_KINDS for name in catalogue.names(kind)]
+                self.hashes.rebuild(models, self.settings.rebuild_hash_cache)
 
     def call(self, tool: str, payload: Mapping[str, Any]) -> str | None:
         """What is no task: "describe" and "generate_mask" of `Toolbox`, and "unload_models".
@@ -84,9 +100,14 @@ class EngineWorkbench:
         if tool == "unload_models":
             self.store.forget()
             self.tools.forget()
+            self.expander.forget()
             self._previews.clear()
             return None
         return self.tools.run(tool, payload)
+
+    def rest(self) -> None:
+        """Return the memory that the last pictures were computed in; the models stay."""
+        return_freed_memory()
 
     def run(self, record: Record, control: Control) -> Iterator[Event]:
         """Run one task; its events up to a final one, or `Yielded`."""
@@ -162,9 +183,14 @@ class TaskRun:
     def events(self) -> Iterator[Event]:
         """Run to the end."""
         yield self.meter.stage("Loading models ...")
-        self._prepare()
+        models = self._load()
+        if self.bench.expander.has_model and STYLE_EXPANSION in self.request.style_selections:
+            yield self.meter.stage("Preparing Fooocus text #1 ...")
+        self._decide(models)
         yield self._planned()
         yield from (Noticed(notice) for notice in self.plan.notices)
+        if self.bench.expander.problem and any(image.texts.expansion for image in self.plan.images):
+            yield Noticed(self.bench.expander.problem)
         for number, batch in enumerate(self._batches()):
             if self.settled.issuperset(image.index for image in batch):
                 continue
@@ -178,9 +204,9 @@ class TaskRun:
 
     # -- plan ---------------------------------------------------------------------------------------------------
 
-    def _prepare(self) -> None:
-        """Find and load the weights, then decide everything else."""
-        bench, settings = self.bench, self.bench.settings
+    def _load(self) -> ModelsPlan:
+        """Find and load the weights."""
+        bench = self.bench
         resources = bench.resources.plan_resources()
         try:
             models = plan_models(self.request, resources)
@@ -190,6 +216,12 @@ class TaskRun:
             models = plan_models(self.request, resources)
         self.model = bench.store.base(models.checkpoint.path)
         self.refiner = bench.store.refiner(models.refiner.path) if models.refiner else None
+        return models
+
+    def _decide(self, models: ModelsPlan) -> None:
+        """Decide everything else."""
+        bench, settings = self.bench, self.bench.settings
+        resources = bench.resources.plan_resources()
         self.plan = make_plan(self.request, resources, models=models, native_size_px=self.model.facts.native_size)
         self.meter.plan(self.plan.sampling.steps)
         self.writer = ResultWriter(

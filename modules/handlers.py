@@ -12,7 +12,6 @@ from modules.errors import IllegalTransition, NotFound
 from modules.events import Event
 from modules.history import History
 from modules.jobs import Job, JobQueue
-from modules.outputs import delete_picture
 from modules.record import Record
 from modules.request import GenerationRequest, normalised, with_resolved_seed
 
@@ -62,7 +61,13 @@ class Handlers:
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def submit(
-        self, request: GenerationRequest, *, source: Source, webhook_url: str = "", task_id: str = ""
+        self,
+        request: GenerationRequest,
+        *,
+        source: Source,
+        webhook_url: str = "",
+        task_id: str = "",
+        request_hash: str = "",
     ) -> Job:
         """Check and queue a request; its record is durable when this returns.
 
@@ -72,7 +77,9 @@ class Handlers:
         """
         request = with_resolved_seed(normalised(request))
         await asyncio.to_thread(self._check, request)
-        return await self._queue.submit(request, source=source, webhook_url=webhook_url, task_id=task_id)
+        return await self._queue.submit(
+            request, source=source, webhook_url=webhook_url, task_id=task_id, request_hash=request_hash
+        )
 
     async def generate(
         self, request: GenerationRequest, *, source: Source, webhook_url: str = ""
@@ -121,7 +128,7 @@ class Handlers:
         job = self._queue.get(task_id)
         if job is not None:
             return job.record
-        record = await asyncio.to_thread(self._history.get, task_id)
+        record = self._history.at_hand(task_id) or await asyncio.to_thread(self._history.get, task_id)
         if record is None:
             raise NotFound(f"There is no task {task_id!r}.")
         return record
@@ -147,6 +154,8 @@ class Handlers:
         return deleted
 
     def _delete(self, task_ids: list[str]) -> list[Record]:
+        from modules.outputs import delete_picture  # what it brings along is not needed for starting
+
         for task_id in task_ids:
             record = self._history.get(task_id)
             if record is not None and record.task_status.is_final:

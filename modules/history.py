@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -29,6 +30,7 @@ UNFINISHED: Final = tuple(status for status in TaskStatus if not status.is_final
 
 _MANY: Final = 2**31
 _READ_AT_ONCE: Final = 50  # records read under one hold of the lock while the words are collected
+_REMEMBERED: Final = 500  # records kept as objects, some ten kilobytes each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +96,7 @@ class History:
         self.db = LogDB(self.folder / FILE_NAME, sync=sync, read_only=read_only)
         self.storage = cast(LogStorage, self.db.storage)
         self.table = cast(LogTable, self.db.table(TABLE))
+        self._remembered: OrderedDict[int, tuple[Row, Record]] = OrderedDict()
         self._reading_terms = threading.Lock()
         self._terms = TermIndex()
         with self.storage.state_lock:
@@ -222,6 +225,40 @@ class History:
             records = self._read([doc_id]) if doc_id is not None else []
         return records[0] if records else None
 
+    def at_hand(self, task_id: str) -> Record | None:
+        """The record of a task if that needs neither disk nor waiting, so that an event loop may ask.
+
+        None says nothing: ask `get`, from a thread.
+        """
+        if not self.storage.state_lock.acquire(blocking=False):
+            return None
+        try:
+            doc_id = self._index.by_task.get(task_id)
+            return self._recall(doc_id) if doc_id is not None else None
+        finally:
+            self.storage.state_lock.release()
+
+    def page_at_hand(
+        self, *, page: int = 0, page_size: int = 10, start_mills: int | None = None, end_mills: int | None = None
+    ) -> list[Record] | None:
+        """What `page` gives of ended tasks, if that needs neither disk nor waiting; None: ask `page`, from a thread.
+
+        Raises:
+            ValueError: as `page`.
+        """
+        first, count = _stretch(page, page_size)
+        low, high = _window(start_mills, end_mills)
+        if page_size > _READ_AT_ONCE or not self.storage.state_lock.acquire(blocking=False):
+            return None
+        try:
+            if self._index.times.descents and (low, high) != _window(None, None):
+                return None  # takes a sort of the whole window
+            ids = self._index.newest(self._index.of_statuses(FINAL), low, high, first, count)
+            found = [self._recall(doc_id) for doc_id in ids]
+        finally:
+            self.storage.state_lock.release()
+        return None if None in found else [record for record in found if record is not None]
+
     def page(
         self,
         *,
@@ -312,10 +349,28 @@ class History:
                 rows = self.storage.rows.tables.get(TABLE, {})
                 for doc_id in doc_ids[start : start + _READ_AT_ONCE]:
                     row = rows.get(doc_id)
-                    record = _record(Fields(row, self.storage.read_cold), doc_id) if row else None
+                    record = self._recall(doc_id) or (self._read_row(doc_id, row) if row else None)
                     if record is not None:
                         records.append(record)
         return records
+
+    def _recall(self, doc_id: int) -> Record | None:
+        """The record if it was read before and has not changed since; the caller holds `state_lock`."""
+        row, record = self._remembered.get(doc_id, (None, None))
+        if record is None or self.storage.rows.tables.get(TABLE, {}).get(doc_id) is not row:
+            return None
+        self._remembered.move_to_end(doc_id)
+        return record
+
+    def _read_row(self, doc_id: int, row: Row) -> Record | None:
+        """The record that `row` says, None if it is none; the caller holds `state_lock`."""
+        record = _record(Fields(row, self.storage.read_cold).whole(), doc_id)
+        if record is not None and record.task_status.is_final:
+            self._remembered[doc_id] = (row, record)
+            self._remembered.move_to_end(doc_id)
+            while len(self._remembered) > _REMEMBERED:
+                self._remembered.popitem(last=False)
+        return record
 
     # Following changes
 

@@ -117,6 +117,10 @@ class Fields(Mapping[str, Any]):
                 ) from error
         return self._cold
 
+    def whole(self) -> dict[str, Any]:
+        """Both halves at once, as a dict of its own."""
+        return {**self._hot, **self._on_disk()}
+
     def __getitem__(self, key: str) -> Any:  # noqa: ANN401
         if key in self._hot or key not in COLD_FIELDS:
             return self._hot[key]

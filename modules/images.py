@@ -131,7 +131,10 @@ def bytes_of_text(text: str, *, field: Field, sources: ImageSources = NO_SOURCES
         return _decode_base64(unquote(text.partition(",")[2]), "data URI", field)
     stored = _STORED_INPUT.fullmatch(text)
     if stored and sources.output_root is not None:
-        return _read_file(sources.output_root / stored[1], field)
+        try:
+            return _read_file(stored_file(stored[1], sources.output_root), field)
+        except NotFound as error:
+            raise UnreadableImage(field, f"The picture {text!r} is not on this server any more.") from error
     return _decode_base64(text, "base64 text", field)
 
 
@@ -180,7 +183,8 @@ def stored_file(relative: str, output_root: Path) -> Path:
         try:
             root = output_root.resolve()
             found = (root / relative).resolve()
-            if found.is_relative_to(root) and found.is_file():
+            is_picture = found.suffix[1:].lower() in FILE_FORMATS  # a link may lead to another kind of file
+            if is_picture and found.is_relative_to(root) and found.is_file():
                 return found
         except OSError:  # such as a name too long for the file system
             pass

@@ -10,7 +10,8 @@
                ├──── Stopped ─────────────────────────────────▶ stop
                └──── Failed ──────────────────────────────────▶ error
 
-Planned, Progress, ImageSaved, ImageSkipped and Noticed leave a running task running.
+Planned, Progress, ImageSaved, ImageSkipped and Noticed leave a running task running; Progress and Noticed leave a
+pending one pending, while what it lacks is fetched.
 No event leads out of a final state.
 """
 
@@ -46,7 +47,7 @@ _ALLOWED: dict[type, frozenset[TaskStatus]] = {
     Started: frozenset({_PENDING}),
     Noticed: frozenset({_PENDING, _RUNNING}),
     Planned: frozenset({_RUNNING}),
-    Progress: frozenset({_RUNNING}),
+    Progress: frozenset({_PENDING, _RUNNING}),
     ImageSaved: frozenset({_RUNNING}),
     ImageSkipped: frozenset({_RUNNING}),
     Retrying: frozenset({_RUNNING}),
@@ -87,7 +88,7 @@ def _started(record: Record, event: Started, now_ms: int) -> dict[str, object]:
         "task_status": _RUNNING,
         "start_mills": max(now_ms, record.in_queue_mills),
         "attempts": event.attempt,
-        "progress": 0,
+        "progress": max(0, record.progress) if event.attempt == 1 else 0,
     }
 
 

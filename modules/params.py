@@ -140,7 +140,8 @@ UovMethodField = Annotated[UovMethod, BeforeValidator(_uov_method)]
 class ParamGroup(BaseModel):
     """Base of all parameter groups; `label` is the group's heading on the page and in docs."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", use_enum_values=False, allow_inf_nan=False)
+    # Validators are built at first use: a server that only starts needs none of the groups' own.
+    model_config = ConfigDict(frozen=True, extra="ignore", use_enum_values=False, allow_inf_nan=False, defer_build=True)
     label: ClassVar[str] = ""
 
     def __init_subclass__(cls, label: str = "") -> None:
@@ -569,6 +570,11 @@ class DeliveryParams(ParamGroup, label="Delivery"):
     """How an API call is answered; never on the page."""
 
     preset: str = Field("initial", title="Preset", description="Preset under the values of this request.")
+    download_missing: bool = Field(
+        False,
+        title="Download missing files",
+        description="Fetch model files that are not here but have a source in a preset or in config.txt.",
+    )
     stream_output: bool = Field(False, title="Stream", description="Answer with server-sent events.")
     async_process: bool = Field(False, title="Asynchronous", description="Answer at once with the task id.")
     require_base64: bool = Field(

@@ -3,7 +3,7 @@
 What a performance mode fixes, which overwrite wins, which file stands in for a missing default: all decided here.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -157,6 +157,7 @@ class PlanResources:
     """What this machine offers to a planner.
 
     default_model: the configured default checkpoint; previous_default_models: names that may stand in for it.
+    predecessors: other models → names that may stand in for them, best first.
     default_loras: file names of the configured rows, which are left out when absent.
     default_styles: the configured styles, which are left out for the demo model.
     """
@@ -165,6 +166,7 @@ class PlanResources:
     prompts: PromptSources
     default_model: str
     previous_default_models: tuple[str, ...] = ()
+    predecessors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     default_loras: frozenset[str] = frozenset()
     default_styles: tuple[str, ...] = ()
     max_loras: int = 5
@@ -306,9 +308,10 @@ def _checkpoint(name: str, resources: PlanResources) -> tuple[ModelFile, tuple[s
     found = resources.catalogue.find(Kind.CHECKPOINT, name)
     if found:
         return ModelFile(name, found), ()
-    if name != resources.default_model and name not in resources.known_default_models:
-        raise UnknownName("base_model_name", name, resources.catalogue.names(Kind.CHECKPOINT), what="checkpoint")
-    for stand_in in (resources.default_model, *resources.previous_default_models, EMBEDDED_MODEL):
+    predecessors = resources.predecessors.get(name, ())
+    stand_ins = (resources.default_model, *resources.previous_default_models, EMBEDDED_MODEL)
+    is_default = name == resources.default_model or name in resources.known_default_models
+    for stand_in in (*predecessors, *(stand_ins if is_default else ())):
         found = resources.catalogue.find(Kind.CHECKPOINT, stand_in)
         if found:
             return ModelFile(stand_in, found), (_stand_in_notice(name, stand_in),)

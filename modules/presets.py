@@ -16,7 +16,7 @@ from types import MappingProxyType
 from pydantic import ValidationError
 
 from modules.config import Config, LoraDefault
-from modules.errors import InvalidRequest, UnknownName
+from modules.errors import FocaleError, InvalidRequest, UnknownName
 from modules.request import GenerationRequest
 
 logger = logging.getLogger(__name__)
@@ -137,11 +137,7 @@ class Preset:
     @property
     def downloads(self) -> tuple[Download, ...]:
         """Every file the preset names with its source."""
-        return tuple(
-            Download(folder, file, url)
-            for key, folder in FOLDER_OF_DOWNLOADS.items()
-            for file, url in dict(self.values.get(key, {})).items()  # type: ignore[call-overload]
-        )
+        return downloads_of({key: self.values.get(key, {}) for key in FOLDER_OF_DOWNLOADS})
 
     @property
     def previous_models(self) -> tuple[str, ...]:
@@ -163,6 +159,53 @@ class Preset:
         return next((model for model in self.previous_models if model in present), str(wanted))
 
 
+def downloads_of(values: Mapping[str, object]) -> tuple[Download, ...]:
+    """The files that the four `…_downloads` keys of a preset or of config.txt name, with their sources."""
+    return tuple(
+        Download(folder, file.replace("\\", "/"), url)
+        for key, folder in FOLDER_OF_DOWNLOADS.items()
+        for file, url in dict(values.get(key, {})).items()  # type: ignore[call-overload]
+    )
+
+
+class PresetFolder:
+    """The presets of a folder; files that changed are read again, the others are not."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read nothing yet."""
+        self._folder = folder
+        self._read: dict[Path, tuple[tuple[int, int], Preset]] = {}
+
+    def presets(self) -> list[Preset]:
+        """Every preset that can be read, by name, without "initial"; what cannot is logged once."""
+        read: dict[Path, tuple[tuple[int, int], Preset]] = {}
+        for path in sorted(self._folder.glob("*.json")) if self._folder.is_dir() else []:
+            try:
+                status = path.stat()
+                stamp = (status.st_mtime_ns, status.st_size)
+                known = self._read.get(path)
+                read[path] = known if known and known[0] == stamp else (stamp, self._load(path))
+            except OSError:
+                continue  # removed in this moment
+        self._read = read
+        return [preset for _stamp, preset in read.values()]
+
+    def predecessors(self) -> dict[str, tuple[str, ...]]:
+        """Model → models that may stand in for it, best first, as its preset says."""
+        return {
+            str(preset.values["default_model"]): preset.previous_models
+            for preset in self.presets()
+            if preset.previous_models and "default_model" in preset.values
+        }
+
+    def _load(self, path: Path) -> Preset:
+        try:
+            return load_preset(self._folder, path.stem)
+        except FocaleError as error:
+            logger.warning("%s", error)
+            return Preset(path.stem, problems=(str(error),))
+
+
 def is_old_default(model: str) -> bool:
     """True for a name that means "the default model" while its file is absent."""
     return model in OLD_DEFAULT_MODELS
@@ -181,8 +224,7 @@ def load_preset(folder: Path, name: str) -> Preset:
 
     Raises:
         UnknownName: there is none, with the near matches. Only names of files in the folder are known, so a
-        name with
-            path parts never is.
+            name with path parts never is.
         InvalidRequest: the file holds no JSON object.
     """
     names = preset_names(folder)

@@ -24,6 +24,8 @@ class Record(BaseModel):
     attempts: how often the worker started it.
     notes: sentences for the person who asked, for example that the demo model stood in.
     model: file name of the checkpoint that drew the pictures; "" before the start.
+    request_hash: what was asked under an Idempotency-Key, as a hash; "" without one.
+    place: where somebody put it in the queue, see `Job.rank`; empty in the order of acceptance.
     width, height: pixels of the pictures; 0 before the first.
     """
 
@@ -46,5 +48,7 @@ class Record(BaseModel):
     attempts: int = 0
     notes: tuple[str, ...] = ()
     model: str = ""
+    request_hash: str = ""
+    place: tuple[int, ...] = ()
     width: int = 0
     height: int = 0

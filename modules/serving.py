@@ -32,6 +32,7 @@ from modules.state import ServerState
 logger = logging.getLogger(__name__)
 
 GRACE_S = 5
+KEEP_ALIVE_S = 75  # uvicorn's own 5 s meet clients that poll every 5 s: some would find the connection just closed
 BACKLOG = 2048
 
 Lifespan: TypeAlias = Callable[[], AbstractAsyncContextManager[None]]
@@ -303,7 +304,7 @@ def assemble(
         lifespan=lambda: _life(services, extensions, page),
     )
     rules = GateRules.of(services.settings, services.state.secret)
-    gate = Gate(front, rules, owners=owned, signer=services.signer)
+    gate = Gate(front, rules, owners=owned, signer=services.signer, api_ports=api_ports)
     return Application(asgi=gate, front=front, page=page)
 
 
@@ -314,6 +315,9 @@ async def _life(services: Services, extensions: Sequence[Extension], page: Page 
         for extension in extensions:
             await extension.start(services)
             stack.push_async_callback(_stop_quietly, extension)
+        if services.state.queue_paused:
+            logger.warning("The queue was paused before this start: tasks are accepted, and wait until it is resumed.")
+            services.jobs.pause()
         await services.jobs.start()
         stack.push_async_callback(services.jobs.close)
         if page is not None:
@@ -355,6 +359,7 @@ class Server(uvicorn.Server):
             proxy_headers=bool(trusted_proxies),
             forwarded_allow_ips=list(trusted_proxies),
             timeout_graceful_shutdown=GRACE_S,
+            timeout_keep_alive=KEEP_ALIVE_S,
             ws="none",
             loop="asyncio",
         )

@@ -83,7 +83,7 @@ class Settings(Flags):
     config: the keys of config.txt. paths: where things are.
     api_keys: every key that opens the API; empty means open to all. logins: persons who may use the page.
     problems: sentences about values that could not be used; the defaults stand in for them.
-    inert: flags of Fooocus that were given and mean nothing here.
+    inert: flags that were given and from which nothing follows, here or yet.
     extra: values of the arguments that extensions added, by destination.
     """
 
@@ -161,6 +161,19 @@ class Settings(Flags):
         return is_loopback(self.listen)
 
     @property
+    def exposure(self) -> str:
+        """A sentence about who may use this server without being asked, "" when nobody who should not."""
+        asks_persons = bool(self.logins) and not self.nowebui
+        if self.api_keys or (self.listens_on_loopback and not asks_persons):
+            return ""
+        who = "Everyone on this machine" if self.listens_on_loopback else f"Everyone who can reach {self.listen}"
+        if self.nowebui:
+            return f"{who} can use the API; start it with --apikey, or without --listen."
+        if not asks_persons:
+            return f"{who} can use this server; start it with --apikey or --auth, or without --listen."
+        return f"{who} can use the API: --auth guards the page alone. Start the server with --apikey as well."
+
+    @property
     def open_browser(self) -> bool:
         """True when the page should be opened in a browser of this machine."""
         wanted = self.in_browser or (self.listens_on_loopback and not self.share)
@@ -232,7 +245,7 @@ class Settings(Flags):
         for problem in self.problems:
             logger.warning("%s", problem)
         if self.inert:
-            logger.info("Accepted without effect, for existing start scripts: %s.", " ".join(self.inert))
+            logger.warning("Accepted without effect, for existing start scripts: %s.", " ".join(self.inert))
 
     def _tutorial(self) -> str:
         """Every key with its current value, under a few lines that say how to use them."""

@@ -1,4 +1,4 @@
-"""What the server remembers between starts and nobody configures: the API switch, and the secret that signs URLs."""
+"""What the server remembers between starts and nobody configures: two switches, and the secret that signs URLs."""
 
 import contextlib
 import json
@@ -29,6 +29,7 @@ class ServerState:
         stored = _read(path)
         secret = stored.get("secret")
         self._api_enabled = stored.get("api_enabled") is not False
+        self._queue_paused = stored.get("queue_paused") is True
         self._secret = secret if isinstance(secret, str) and len(secret) >= _SECRET_BYTES else ""
         if not self._secret:
             self._secret = secrets.token_hex(_SECRET_BYTES)
@@ -47,6 +48,18 @@ class ServerState:
             self._write()
 
     @property
+    def queue_paused(self) -> bool:
+        """True while no waiting task is started, because somebody said so; a restart does not change that."""
+        return self._queue_paused
+
+    @queue_paused.setter
+    def queue_paused(self, paused: bool) -> None:
+        if paused != self._queue_paused:
+            self._queue_paused = paused
+            logger.info("The queue is %s.", "paused" if paused else "resumed")
+            self._write()
+
+    @property
     def secret(self) -> bytes:
         """Key of every signature this server makes; the same after a restart."""
         return self._secret.encode()
@@ -58,7 +71,8 @@ class ServerState:
         try:
             descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with open(descriptor, "w", encoding="utf-8") as file:
-                json.dump({"api_enabled": self._api_enabled, "secret": self._secret}, file)
+                switches = {"api_enabled": self._api_enabled, "queue_paused": self._queue_paused}
+                json.dump({**switches, "secret": self._secret}, file)
             os.replace(partial, self._path)
         except OSError as error:
             logger.warning("%s cannot be written: %s.", self._path.name, error.strerror)

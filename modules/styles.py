@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -115,6 +116,32 @@ class StyleTable:
         if not self.templates:
             raise UnknownName("style_selections", STYLE_RANDOM, self.names, what="style")
         return rng.choice(self.templates).name
+
+
+class StyleFolder:
+    """The style table of a folder; it is read again when a file of the folder changed, came or went."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read nothing yet."""
+        self._folder = folder
+        self._stamps: dict[str, tuple[int, int]] | None = None
+        self._table = StyleTable(())
+
+    @property
+    def table(self) -> StyleTable:
+        """The styles as the files say now; costs one look at each file."""
+        stamps = self._now()
+        if stamps != self._stamps:
+            self._table, self._stamps = load_styles(self._folder), stamps
+        return self._table
+
+    def _now(self) -> dict[str, tuple[int, int]]:
+        """File → time of its last change in ns, and bytes."""
+        try:
+            entries = [entry for entry in os.scandir(self._folder) if entry.name.endswith(".json")]
+            return {entry.name: (status.st_mtime_ns, status.st_size) for entry in entries for status in [entry.stat()]}
+        except OSError:
+            return {}
 
 
 def normalise_name(name: str) -> str:

@@ -19,6 +19,7 @@ from modules.engine.safety_checker import SafetyChecker, find_file
 from modules.errors import EngineFailed, InvalidRequest, ModelFileMissing, NotSupportedYet, UnreadableImage
 from modules.files_atomic import write_atomically
 from modules.images import read_image
+from modules.loads import loading
 from modules.paths import Paths
 from modules.settings import ROOT
 
@@ -137,7 +138,8 @@ class Toolbox:
         if path is None:
             return self._classifier
         logger.info("Pictures are checked by %s", path.name)
-        return SafetyChecker(path)
+        with loading("tool", path.name):
+            return SafetyChecker(path)
 
     def _mask_network(self, model: MaskModel) -> tuple[OnnxModel, bool]:
         """The network of a mask model, and whether it is the person network that stands in for the user's."""

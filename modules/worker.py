@@ -6,6 +6,7 @@ when the pipe closes, so no orphan is left behind.
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import logging
 import multiprocessing
@@ -22,11 +23,13 @@ from typing import Any, Protocol
 from modules.control import Action, Control
 from modules.errors import EngineFailed, FocaleError, WorkerDied
 from modules.events import Event, Failed, is_final
+from modules.loads import ModelLoad, listen, tell
 from modules.record import Record
 
 logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 3.0
+REST_AFTER_S = 20.0
 
 
 class Workbench(Protocol):
@@ -40,6 +43,9 @@ class Workbench(Protocol):
 
     def call(self, tool: str, payload: Mapping[str, Any]) -> object:
         """Run a tool that is no task and return its answer."""
+
+    def rest(self) -> None:
+        """Give back what only work needs; called when nothing was asked for a while."""
 
 
 MakeWorkbench = Callable[[], Workbench]
@@ -115,6 +121,7 @@ def events_of(workbench: MakeWorkbench, record: Record, control: Control) -> Ite
 def serve_pipe(pipe: Connection, make_workbench: MakeWorkbench) -> None:
     """Body of the worker process: run what comes through the pipe until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.disable()  # nothing that is imported is garbage; looking for some takes a tenth of the start
     controls: dict[str, Control] = {}
     inbox: queue.SimpleQueue[_Run | _Call] = queue.SimpleQueue()
     sending = threading.Lock()
@@ -127,6 +134,7 @@ def serve_pipe(pipe: Connection, make_workbench: MakeWorkbench) -> None:
                 os._exit(0)  # the server is gone; nobody is left to tell
 
     threading.Thread(target=_hear, args=(pipe, inbox, controls), name="focale-wishes", daemon=True).start()
+    listen(send)
     began = time.perf_counter()
     try:
         workbench = make_workbench()
@@ -134,13 +142,22 @@ def serve_pipe(pipe: Connection, make_workbench: MakeWorkbench) -> None:
         logger.exception("The worker cannot start")
         send(_CannotStart(f"{type(error).__name__}: {error}"))
         return
+    gc.freeze()  # before models are loaded: these are given up again
+    gc.enable()
     try:
         workbench.warm_up()
     except Exception:  # a model that cannot be loaded is told by the task that needs it
         logger.exception("The worker could not warm up")
     send(_Ready(time.perf_counter() - began))
+    is_resting = False
     while True:
-        message = inbox.get()
+        try:
+            message = inbox.get(timeout=None if is_resting else REST_AFTER_S)
+        except queue.Empty:
+            workbench.rest()
+            is_resting = True
+            continue
+        is_resting = False
         if isinstance(message, _Call):
             send(_answer(workbench, message))
             continue
@@ -191,10 +208,12 @@ class ProcessEngine:
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._has_loop = threading.Event()
         self._runs: dict[str, asyncio.Queue[Event | WorkerDied | None]] = {}
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._numbers = itertools.count(1)
         self._starting = asyncio.Lock()
+        self._buried = asyncio.Event()
         self._reason = ""
         self.is_warm = False
 
@@ -203,12 +222,19 @@ class ProcessEngine:
         """Process id of the child, None while there is none."""
         return self._process.pid if self._process and self._process.is_alive() else None
 
+    def begin(self) -> None:
+        """Spawn the child before there is a loop, so that it loads while the server is put together; see `start`."""
+        self._spawn()
+
     async def start(self) -> None:
         """Spawn the child if none is alive."""
         async with self._starting:
-            if self._process is not None and self._process.is_alive():
-                return
             self._loop = asyncio.get_running_loop()
+            self._has_loop.set()
+            if self._process is not None:
+                if self._process.is_alive():
+                    return
+                await self._buried.wait()  # else the runs of the next child would hear of this one's death
             await asyncio.to_thread(self._spawn)
 
     async def run(self, record: Record) -> AsyncIterator[Event]:
@@ -270,6 +296,7 @@ class ProcessEngine:
         process.start()
         theirs.close()
         self._process, self._pipe, self.is_warm, self._reason = process, ours, False, ""
+        self._buried = asyncio.Event()
         threading.Thread(target=self._listen, args=(ours, process), name="focale-events", daemon=True).start()
 
     def _send(self, message: object) -> None:
@@ -283,6 +310,7 @@ class ProcessEngine:
 
     def _listen(self, pipe: Connection, process: multiprocessing.process.BaseProcess) -> None:
         """Thread: pass what the child sends to the loop; tell of its death when the pipe ends."""
+        self._has_loop.wait()
         while True:
             try:
                 message = pipe.recv()
@@ -310,6 +338,8 @@ class ProcessEngine:
             future = self._calls.get(message.number)
             if future is not None and not future.done():
                 future.set_exception(message.error) if message.error else future.set_result(message.value)
+        elif isinstance(message, ModelLoad):
+            tell(message)
         elif isinstance(message, _CannotStart):
             self._reason = message.reason
         elif isinstance(message, _Ready):
@@ -324,6 +354,7 @@ class ProcessEngine:
         for future in self._calls.values():
             if not future.done():
                 future.set_exception(death)
+        self._buried.set()
 
 
 class InlineEngine:
@@ -336,6 +367,9 @@ class InlineEngine:
         self._controls: dict[str, Control] = {}
         self._one_at_a_time = asyncio.Lock()
         self.is_warm = True
+
+    def begin(self) -> None:
+        """Nothing to begin."""
 
     async def start(self) -> None:
         """Nothing to start."""

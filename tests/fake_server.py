@@ -1,10 +1,12 @@
 """A server with the fake engine, for checks from outside: `python -m tests.fake_server --port 7865 [flags]`.
 
-Prints `ready URL` when it accepts connections. Results go to a temporary folder unless `--output-path` says otherwise.
+Prints `ready URL` when it accepts connections. Results go to a temporary folder unless `--output-path` says otherwise;
+`--folder DIR` as the first flag keeps everything, models too, in that one.
 """
 
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 from PIL import Image
@@ -19,9 +21,12 @@ def main(argv: list[str]) -> int:
     from tests.rest.conftest import ROOT, make_services
 
     rest = RestApi()
-    with tempfile.TemporaryDirectory(prefix="focale-fake-") as folder:
+    own = argv[1] if argv[:1] == ["--folder"] else ""
+    with nullcontext(own) if own else tempfile.TemporaryDirectory(prefix="focale-fake-") as folder:
         root = Path(folder)
-        (root / "presets").symlink_to(ROOT / "presets")
+        argv = argv[2:] if own else argv
+        if not (root / "presets").exists():
+            (root / "presets").symlink_to(ROOT / "presets")
         argv = ["--temp-path", str(root / "temp"), *argv]
         settings = Settings.load(argv, env={}, root=root, extra=[rest.add_arguments])
         settings.prepare()

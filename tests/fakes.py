@@ -74,6 +74,9 @@ class FakeEngine:
         self._hold_at = None
         self._wake.set()
 
+    def begin(self) -> None:
+        """Nothing to begin."""
+
     async def start(self) -> None:
         """Nothing to start."""
 

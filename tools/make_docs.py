@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT))
 from pydantic import BaseModel  # noqa: E402
 from pydantic.fields import FieldInfo  # noqa: E402
 
+from modules.flags import flags_without_effect  # noqa: E402
 from modules.params import (  # noqa: E402
     PAGE_GROUPS,
     DeliveryParams,
@@ -41,8 +42,9 @@ versions and the page of Fooocus use 0.8 and 0.3, and so does Focale.
 STATUS_HEAD = """# Status
 
 What a request may already say but this version does not do yet. Such a request is refused with a sentence rather than
-answered with a wrong picture; a parameter whose feature is not asked for is stored and changes nothing. This file is
-generated from `modules/params.py` by `python tools/make_docs.py`.
+answered with a wrong picture; a parameter whose feature is not asked for is stored and changes nothing. A flag of the
+list at the end is accepted, and the log says that nothing follows from it. This file is generated from
+`modules/params.py` and `modules/flags.py` by `python tools/make_docs.py`.
 """
 
 
@@ -131,7 +133,9 @@ def status_page() -> str:
             lines += [f"## {group.label}", ""]
             lines += [f"- `{name}`: {group.model_fields[name].description}" for name in missing]
             lines.append("")
-    return "\n".join(lines)
+    lines += ["## Flags of the server", ""]
+    lines += [f"- `{option}`: {help}" for option, help in flags_without_effect().items()]
+    return "\n".join([*lines, ""])
 
 
 PAGES = {"parameters.md": parameters_page, "status.md": status_page}

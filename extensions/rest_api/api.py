@@ -12,11 +12,13 @@ from extensions.rest_api import legacy_replies
 from extensions.rest_api.bodies import request_model
 from extensions.rest_api.eta import EtaMeter
 from extensions.rest_api.fetching import Fetcher
+from extensions.rest_api.live import TaskEvents
 from extensions.rest_api.metrics import Metrics
 from extensions.rest_api.places import Places
 from extensions.rest_api.quota import KeyQuota
+from extensions.rest_api.shown import ShownRecords
 from extensions.rest_api.webhook import Outbox, WebhookSender, WebhookStyle
-from extensions.rest_api.wire import Wire, base_of
+from extensions.rest_api.wire import Previews, Wire, base_of
 from modules.events import Event
 from modules.extensions import Services
 from modules.images import ImageSources
@@ -35,8 +37,11 @@ class Api:
     services: Services
     request_model: type[GenerationRequest] = field(init=False)
     eta: EtaMeter = field(init=False)
+    previews: Previews = field(init=False)
+    events: TaskEvents = field(init=False)
     metrics: Metrics = field(init=False)
     places: Places = field(init=False)
+    shown: ShownRecords = field(init=False)
     quota: KeyQuota = field(init=False)
     outbox: Outbox = field(init=False)
 
@@ -44,8 +49,11 @@ class Api:
         settings = self.services.settings
         self.request_model = request_model(settings.request_defaults())
         self.eta = EtaMeter(self.services.jobs)
+        self.previews = Previews()
+        self.events = TaskEvents(self.eta, self.previews)
         self.metrics = Metrics(self.services.jobs)
         self.places = Places(self.services.jobs)
+        self.shown = ShownRecords()
         limit = settings.extra.get("key_queue_limit", 0)
         self.quota = KeyQuota(self.services.jobs, limit if isinstance(limit, int) else 0)
         self._fetcher = Fetcher.of(settings)
@@ -85,6 +93,7 @@ class Api:
 
     def close(self) -> None:
         """End the threads; what they wait for is not waited for."""
+        self.metrics.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def on_event(self, job: Job, event: Event) -> None:
@@ -96,7 +105,8 @@ class Api:
         self.outbox.on_event(job, event)
 
 
-def _api_of(request: Request) -> Api:
+async def _api_of(request: Request) -> Api:
+    """What the routes share. Asynchronous, because the framework sends plain functions to a thread at each request."""
     api: Api = request.app.state.api
     return api
 
@@ -104,8 +114,8 @@ def _api_of(request: Request) -> Api:
 ApiDep = Annotated[Api, Depends(_api_of)]
 
 
-def _wire_of(request: Request) -> Wire:
-    return _api_of(request).wire(request)
+async def _wire_of(request: Request, api: ApiDep) -> Wire:
+    return api.wire(request)
 
 
 WireDep = Annotated[Wire, Depends(_wire_of)]

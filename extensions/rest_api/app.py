@@ -3,7 +3,7 @@
 from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
 
-from extensions.rest_api import catalogue, docs, generate, health, legacy, stored, tasks, tools
+from extensions.rest_api import catalogue, docs, generate, health, legacy, queue, stored, tasks, tools
 from extensions.rest_api.api import Api
 from extensions.rest_api.calls import ClientGone
 from extensions.rest_api.errors import install_error_handlers
@@ -19,7 +19,7 @@ CLIENT_CLOSED_REQUEST = 499
 
 def routers(api: Api) -> list[APIRouter]:
     """Every router, in the order of the documentation."""
-    own = [generate.router, tasks.router, stored.router, catalogue.router, tools.router, health.router]
+    own = [generate.router, tasks.router, queue.router, stored.router, catalogue.router, tools.router, health.router]
     old = [legacy.router] if api.services.settings.legacy_api else []
     return [*own, *old, docs.router]
 

@@ -120,8 +120,8 @@ def ignored_header(names: list[str]) -> dict[str, str]:
     """The response header that lists ignored fields; empty when there are none."""
     if not names:
         return {}
-    text = ", ".join(quote(name, safe=" ._-[]") for name in names)
-    return {"X-Ignored-Fields": text[:IGNORED_HEADER_CHARACTERS]}
+    text = ", ".join(quote(name, safe="._-[]") or '""' for name in names)
+    return {"X-Ignored-Fields": text[:IGNORED_HEADER_CHARACTERS].rstrip()}  # HTTP allows no space at the end
 
 
 def _unknown(model: type[BaseModel], values: Mapping[str, Any], prefix: str) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """From an HTTP request to a task: parse, lay the preset under it, store its pictures, submit, wait."""
 
 import asyncio
-import hashlib
+import logging
 import uuid
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -12,8 +12,10 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
+from extensions.rest_api import legacy_replies
 from extensions.rest_api.api import Api, key_name_of
 from extensions.rest_api.bodies import as_plain, ignored_fields, json_body, located, validated
+from extensions.rest_api.idempotency import claim_of, claimed
 from extensions.rest_api.inputs import with_stored_inputs
 from extensions.rest_api.webhook import WebhookStyle
 from modules.choices import Source
@@ -24,9 +26,9 @@ from modules.presets import INITIAL, apply_preset, load_preset
 from modules.record import Record
 from modules.request import GenerationRequest
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
-MAX_IDEMPOTENCY_KEY = 200
-ACCEPTING_CHECKS, ACCEPTING_CHECK_S = 100, 0.01
 
 
 class ClientGone(Exception):
@@ -55,32 +57,43 @@ async def parsed(api: Api, request: Request) -> Parsed:
 
 
 async def submitted(
-    api: Api, request: Request, asked: GenerationRequest, *, task_id: str = "", webhook_style: WebhookStyle = "record"
+    api: Api, request: Request, asked: GenerationRequest, *, style: WebhookStyle = "record"
 ) -> Job | Record:
     """Submit a parsed request; with an Idempotency-Key that was used before, the task of that time.
 
     Args:
-        task_id: for a new task; one is drawn unless given. webhook_style: shape of what is told at its end.
+        style: what is told at its end; files of legacy calls are named after their job.
     Returns:
         A `Record` only for a known task that ended so long ago that it is no longer in memory.
 
     Raises:
+        RequestValidationError: the key belongs to another request.
         InvalidRequest: a value cannot be used; nothing was queued.
         QueueFull: the queue, or this key's share of it, is full.
     """
-    key_name = key_name_of(request)
-    derived_id, known = await _idempotent(api, request, key_name)
-    if known is not None:
+    claim = await claim_of(api, request, asked)
+    if claim and (known := await claimed(api, claim)) is not None:
         return known
-    task_id = derived_id or task_id or uuid.uuid4().hex
+    task_id = claim.task_id if claim else uuid.uuid4().hex
+    if style == "legacy" and (asked.save_name or "none").lower() == "none":
+        asked = asked.changed(save_name=legacy_replies.job_id_of(task_id))
+    key_name = key_name_of(request)
     api.quota.check(key_name)
     ready = await api.in_thread(partial(_resolved, api, request, asked))
+    if ready.inpaint_input_image and not (ready.inpaint_mask_image_upload or ready.outpaint_selections):
+        logger.warning("Task %s repaints nothing: its inpaint picture has neither mask nor direction", task_id)
     webhook_url = _webhook_of(ready) or api.services.settings.webhook_url
-    async with api.outbox.expecting(task_id, webhook_url, webhook_style):
+    async with api.outbox.expecting(task_id, webhook_url, style):
         try:
-            job = await api.services.handlers.submit(ready, source=Source.API, webhook_url=webhook_url, task_id=task_id)
+            job = await api.services.handlers.submit(
+                ready,
+                source=Source.API,
+                webhook_url=webhook_url,
+                task_id=task_id,
+                request_hash=claim.request_hash if claim else "",
+            )
         except IllegalTransition:  # the same Idempotency-Key, at the same moment
-            found = await _known_task(api, task_id)
+            found = await claimed(api, claim) if claim else None
             if found is None:
                 raise
             return found
@@ -112,34 +125,6 @@ def _resolved(api: Api, request: Request, asked: GenerationRequest) -> Generatio
         except ValidationError as error:
             raise RequestValidationError(located(error)) from None
     return as_plain(with_stored_inputs(ready, api.sources(request)))
-
-
-async def _idempotent(api: Api, request: Request, key_name: str) -> tuple[str, Job | Record | None]:
-    """The id that follows from an Idempotency-Key, "" without one, and the task that already has it.
-
-    Because the id follows from the key, it holds across restarts.
-    """
-    given = request.headers.get("idempotency-key", "").strip()
-    if not given:
-        return "", None
-    if len(given) > MAX_IDEMPOTENCY_KEY:
-        raise InvalidRequest("Idempotency-Key", f"longer than {MAX_IDEMPOTENCY_KEY} characters", given)
-    digest = hashlib.sha256(f"{key_name}\0{given}".encode()).hexdigest()[:32]
-    return digest, await _known_task(api, digest)
-
-
-async def _known_task(api: Api, task_id: str) -> Job | Record | None:
-    """A task by its id; one that is stored but not queued yet, because it is accepted right now, is waited for."""
-    record = None
-    for _ in range(ACCEPTING_CHECKS):
-        job = api.services.jobs.get(task_id)
-        if job is not None:
-            return job
-        record = await asyncio.to_thread(api.services.history.get, task_id)
-        if record is None or record.task_status.is_final:
-            return record
-        await asyncio.sleep(ACCEPTING_CHECK_S)
-    return record
 
 
 async def finished(api: Api, request: Request, task: Job | Record) -> Record:

@@ -9,6 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
+from extensions.rest_api.queue import QueueRequest
 from extensions.rest_api.tools import DescribeRequest, MaskRequest
 from extensions.rest_api.wire import Json
 from modules.request import GenerationRequest
@@ -86,7 +87,7 @@ def _schema(app: FastAPI, request_model: type[GenerationRequest]) -> dict[str, A
     )
     components = made.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
-    models: tuple[type[BaseModel], ...] = (request_model, DescribeRequest, MaskRequest, *SHAPES)
+    models: tuple[type[BaseModel], ...] = (request_model, DescribeRequest, MaskRequest, QueueRequest, *SHAPES)
     for model in models:
         schemas.update(_definitions(model))
     schemas.setdefault("HTTPValidationError", _VALIDATION_ERROR)

@@ -9,6 +9,7 @@ from modules.events import Event
 from modules.extensions import Extension, Routes, Services
 from modules.flags import count
 from modules.jobs import Job
+from modules.start_time import without_pydantic_v1
 
 
 class RestApi(Extension):
@@ -33,7 +34,8 @@ class RestApi(Extension):
     def mount(self, services: Services) -> Routes:
         """All routes of the API."""
         self._api = Api(services)
-        app = build_app(self._api)
+        with without_pydantic_v1():
+            app = build_app(self._api)
         segments = segments_of(app)
         return Routes(
             app=app,

@@ -27,6 +27,10 @@ from modules.record import Record
 router = APIRouter()
 
 SEND_TIMEOUT_S = 30
+IDEMPOTENCY_KEY = (
+    "The same key with the same request gives the same task, not a second one, as long as its record is kept. "
+    "With another request it is refused with 422."
+)
 _PICTURE = {"schema": {"type": "string", "format": "binary"}}
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     **reply(
@@ -54,7 +58,7 @@ async def generate(
     accept: Annotated[str | None, Query(description="Overrides the Accept header, for example image/png.")] = None,
     _key: Annotated[
         str | None,
-        Header(alias="Idempotency-Key", description="The same key again gives the same task, not a second one."),
+        Header(alias="Idempotency-Key", description=IDEMPOTENCY_KEY),
     ] = None,
 ) -> Response:
     """Make pictures; the body may be `{}`. Accept and two switches choose how the answer comes."""
@@ -109,9 +113,13 @@ def stream(api: Api, wire: Wire, task: Job | Record, headers: dict[str, str]) ->
 
 
 async def _messages(api: Api, wire: Wire, job: Job) -> AsyncIterator[ServerSentEvent]:
-    translator = StreamTranslator(wire, job.task_id, show_previews=not job.request.disable_preview)
-    async with aclosing(api.places.follow(api.services.handlers, job)) as events:  # type: ignore[type-var]
-        async for event in events:
+    show_previews = not job.request.disable_preview
+    translator = StreamTranslator(wire, job.task_id, previews=api.previews if show_previews else None)
+    async with (
+        aclosing(api.services.handlers.follow(job)) as log,  # type: ignore[type-var]
+        aclosing(api.places.follow(log, job)) as events,  # type: ignore[type-var]
+    ):
+        async for _number, event in events:
             message = await translator.message(event, job.record)
             if message is not None:
                 yield _sent(message)

@@ -1,7 +1,6 @@
 """The routes of Fooocus-API v1 and v2, on top of the same door as everything else."""
 
 import asyncio
-import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path as FilePath
@@ -19,7 +18,7 @@ from extensions.rest_api.legacy_fields import Values
 from extensions.rest_api.legacy_replies import job_id_of, legacy_json, task_id_of
 from extensions.rest_api.routing import route, statuses
 from extensions.rest_api.stored import picture
-from extensions.rest_api.wire import Json, Wire, as_data_uri, preview_base64
+from extensions.rest_api.wire import Json, Wire, as_data_uri
 from modules.choices import TaskStatus
 from modules.errors import IllegalTransition, NotFound, QueueFull
 from modules.files import Kind
@@ -107,13 +106,10 @@ async def _generate(request: Request, api: Api, wire: Wire, values: Values, acce
     """One old generation call, from its converted fields."""
     wants_picture = (accept or request.headers.get("accept", "")).strip().lower() == "image/png"
     asked: GenerationRequest = validated(api.request_model, values)
-    task_id = uuid.uuid4().hex
-    if not asked.save_name or asked.save_name.lower() == "none":
-        asked = asked.changed(save_name=job_id_of(task_id))
     if wants_picture:
         asked = asked.changed(image_number=1)
     try:
-        task = await submitted(api, request, asked, task_id=task_id, webhook_style="legacy")
+        task = await submitted(api, request, asked, style="legacy")
     except QueueFull:
         if asked.async_process and not wants_picture:
             raise
@@ -156,7 +152,7 @@ async def _job(record: Record, task: Job | Record | None, api: Api, wire: Wire, 
     progress = task.log.progress if isinstance(task, Job) else None
     position = api.services.jobs.position(record.task_id)
     status = progress.message if progress else f"Queued, position {position} ..." if position else None
-    preview = await preview_base64(progress.preview) if with_preview and progress else None
+    preview = await api.previews.png_base64(progress.preview) if with_preview and progress else None
     base64s = await _base64s(record, api) if record.task_status.is_final else None
     return legacy_replies.job(record, wire, status=status, preview=preview or None, base64s=base64s)
 

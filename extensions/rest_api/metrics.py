@@ -18,6 +18,7 @@ from prometheus_client import (
 from modules.events import Event, Finished, ImageSaved, Progress, Retrying, Started, is_final
 from modules.extensions import AsgiApp, Message, Receive, Scope, Send
 from modules.jobs import Job, JobQueue
+from modules.loads import ModelLoad, listen
 
 _LONG_S = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
 _STEP_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -58,6 +59,12 @@ class Metrics:
         self._step_s = Histogram(
             "focale_step_seconds", "Time between two sampling steps.", buckets=_STEP_S, registry=registry
         )
+        self._load_s = Histogram(
+            "focale_model_load_seconds", "Time to load model weights.", ["kind"], buckets=_LONG_S, registry=registry
+        )
+        self._loads = Counter("focale_model_loads", "Model weights loaded, by kind.", ["kind"], registry=registry)
+        self.close = listen(self._on_load)
+        """Listen for loads no longer."""
         self._tasks = Counter("focale_tasks", "Ended tasks by status.", ["status", "source"], registry=registry)
         self._images = Counter("focale_images", "Pictures saved.", registry=registry)
         self._retries = Counter("focale_task_retries", "Attempts lost with the worker.", registry=registry)
@@ -95,6 +102,10 @@ class Metrics:
     def render(self) -> tuple[bytes, str]:
         """The metrics and their media type."""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+    def _on_load(self, load: ModelLoad) -> None:
+        self._loads.labels(load.kind).inc()
+        self._load_s.labels(load.kind).observe(load.seconds)
 
     def _measure_step(self, task_id: str, event: Progress) -> None:
         now_s, last = self._clock_s(), self._last_step

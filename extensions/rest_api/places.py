@@ -2,15 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from typing import Any
 
 from modules.events import Event, Queued, Started, Stopped
-from modules.handlers import Handlers
 from modules.jobs import Job, JobQueue
 
 
 class Places:
-    """Wakes waiting followers whenever a task leaves the waiting list."""
+    """Wakes waiting followers whenever the waiting list changes."""
 
     def __init__(self, jobs: JobQueue) -> None:
         """Watch `jobs`."""
@@ -20,39 +19,57 @@ class Places:
     def on_event(self, _job: Job, event: Event) -> None:
         """A task started, or was stopped before it did."""
         if isinstance(event, Started | Stopped):
-            moved, self._moved = self._moved, asyncio.Event()
-            moved.set()
+            self.changed()
 
-    async def follow(self, handlers: Handlers, job: Job) -> AsyncIterator[Event]:
-        """The events of a task; while it waits also a `Queued` for each new place."""
-        async with aclosing(handlers.follow(job)) as events:  # type: ignore[type-var]
-            async with aclosing(self._while_waiting(events, job)) as early:  # type: ignore[type-var]
-                async for event in early:
-                    yield event
-            async for _number, event in events:
-                yield event
+    def changed(self) -> None:
+        """Somebody reordered the waiting list."""
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
 
-    async def _while_waiting(self, events: AsyncIterator[tuple[int, Event]], job: Job) -> AsyncIterator[Event]:
-        """Events up to the first that is not about waiting."""
+    async def follow(
+        self, events: AsyncIterator[tuple[int, Event]], job: Job, after_number: int = 0
+    ) -> AsyncIterator[tuple[int, Event]]:
+        """The numbered `events` of a task; while it waits also a `Queued` for each new place.
+
+        Such a `Queued` stands in no log and has the number of the event before it. The caller closes `events`.
+
+        Args:
+            after_number: of the last event the follower knows.
+        """
+        number, place = after_number, -1
         upcoming = asyncio.ensure_future(anext(events, None))
-        place = -1
+        await asyncio.wait({upcoming}, timeout=0)  # what is in the log already comes first
         try:
             while True:
-                moved = asyncio.ensure_future(self._moved.wait())
-                await asyncio.wait({upcoming, moved}, return_when=asyncio.FIRST_COMPLETED)
-                moved.cancel()
+                now = self._jobs.position(job.task_id)
                 if upcoming.done():
                     found = upcoming.result()
                     if found is None:
                         return
-                    yield found[1]
-                    if not isinstance(found[1], Queued):
-                        return
-                    place = found[1].position
+                    number, event = found
+                    if not isinstance(event, Queued):
+                        yield found
+                        break
+                    place = now or event.position  # the log tells the place of the first moment
+                    yield number, Queued(place)
                     upcoming = asyncio.ensure_future(anext(events, None))
-                elif 0 < (now := self._jobs.position(job.task_id)) != place:
+                    await asyncio.wait({upcoming}, timeout=0)
+                elif 0 < now != place:
                     place = now
-                    yield Queued(place)
+                    yield number, Queued(place)
+                else:
+                    await self._either(upcoming)
         finally:
             upcoming.cancel()
             await asyncio.gather(upcoming, return_exceptions=True)
+        async for found in events:
+            yield found
+
+    async def _either(self, upcoming: asyncio.Future[tuple[int, Event] | None]) -> None:
+        """Wait until the next event is there, or the waiting list changes."""
+        moved = asyncio.ensure_future(self._moved.wait())
+        either: set[asyncio.Future[Any]] = {upcoming, moved}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            moved.cancel()

@@ -49,6 +49,14 @@ class ControlReply(BaseModel):
     message: str = Field(examples=["task stopped"])
 
 
+class QueueReply(BaseModel):
+    """The queue after what was asked."""
+
+    paused: bool = Field(description="No waiting task is started.")
+    running: str | None = Field(description="Id of the task in work.")
+    waiting: list[str] = Field(description="Ids of the tasks that wait, next one first.")
+
+
 class ModelNames(BaseModel):
     """Model files present."""
 
@@ -77,6 +85,7 @@ SHAPES: tuple[type[BaseModel], ...] = (
     RecordReply,
     TaskLists,
     ControlReply,
+    QueueReply,
     ModelNames,
     Description,
     Names,

@@ -6,7 +6,6 @@ import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,6 +14,7 @@ import orjson
 from fastapi import Request, Response
 from PIL import Image
 
+from extensions.rest_api.once import Once
 from modules.choices import TaskStatus
 from modules.errors import FocaleError
 from modules.events import Event, Failed, Finished, Progress, Queued, Retrying, Skipped, Started, Stopped
@@ -23,9 +23,12 @@ from modules.record import Record
 from modules.signing import UrlSigner
 
 IMAGE_FIELDS = ("uov_input_image", "inpaint_input_image", "inpaint_mask_image_upload", "enhance_input_image")
+KEPT_PREVIEWS = 16
 FORMATS = frozenset(MEDIA_TYPES)
 _HOST = re.compile(r"[A-Za-z0-9._\-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
-_HIDDEN = frozenset({"result", "req_params", "settled", "attempts", "width", "height", "error"})
+_HIDDEN = frozenset(
+    {"result", "req_params", "settled", "attempts", "width", "height", "error", "request_hash", "place"}
+)
 
 
 def base_of(request: Request, *, trust_forwarded: bool) -> str | None:
@@ -107,15 +110,24 @@ def _number(value: float) -> int | float:
 # -- pictures -------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=16)
+class Previews:
+    """Previews as the wire wants them; each is converted once, however many followers there are."""
+
+    def __init__(self) -> None:
+        self._made: Once[str] = Once(KEPT_PREVIEWS)
+
+    async def png_base64(self, jpeg: bytes | None) -> str:
+        """A preview as bare base64 PNG, "" for none."""
+        return await self._made.get(jpeg, lambda: asyncio.to_thread(_png_of, jpeg)) if jpeg else ""
+
+    async def data_uri(self, jpeg: bytes | None) -> str | None:
+        """A preview as a data URI, None for none."""
+        return f"data:image/png;base64,{await self.png_base64(jpeg)}" if jpeg else None
+
+
 def _png_of(jpeg: bytes) -> str:
     with Image.open(io.BytesIO(jpeg), formats=["JPEG", "PNG"]) as image:
         return base64.b64encode(preview_png(image.convert("RGB"))).decode()
-
-
-async def preview_base64(jpeg: bytes | None) -> str:
-    """A preview as bare base64 PNG, "" for none; converted once, however many followers there are."""
-    return await asyncio.to_thread(_png_of, jpeg) if jpeg else ""
 
 
 def as_data_uri(record: Record, output_root: Path) -> list[str]:
@@ -138,11 +150,11 @@ def as_data_uri(record: Record, output_root: Path) -> list[str]:
 class StreamTranslator:
     """Turns the events of one task into the messages of the stream; percentages never fall."""
 
-    def __init__(self, wire: Wire, task_id: str, *, show_previews: bool = True) -> None:
-        """Translate for one follower."""
+    def __init__(self, wire: Wire, task_id: str, *, previews: Previews | None = None) -> None:
+        """Translate for one follower; without `previews` it gets none."""
         self._wire = wire
         self._task_id = task_id
-        self._show_previews = show_previews
+        self._previews = previews
         self._percent = 0
 
     async def message(self, event: Event, record: Record) -> dict[str, Any] | None:
@@ -159,8 +171,7 @@ class StreamTranslator:
         preview = None
         if isinstance(event, Progress):
             self._percent = max(self._percent, event.percent)
-            if event.preview and self._show_previews:
-                preview = f"data:image/png;base64,{await preview_base64(event.preview)}"
+            preview = await self._previews.data_uri(event.preview) if self._previews else None
         return self._shaped(self._percent, preview, text, [])
 
     def last(self, record: Record) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
 from modules.engine.embeddings import EmbeddingFolder
+from modules.engine.formats import computed_format
 from modules.engine.store import SdxlModel
 from modules.engine.tokens import (
     CLIP_G_PADDING,
@@ -256,7 +257,8 @@ def _embed(tower: TextTower, chunks: Sequence[Chunk[Tensor]]) -> Tensor:
     embeddings = _text_model(tower).embeddings
     table = embeddings.token_embedding.weight
     rows = [_embed_chunk(chunk, table) for chunk in chunks]
-    return torch.stack(rows) + embeddings.position_embedding.weight
+    computed = computed_format(tower)
+    return torch.stack(rows).to(computed) + embeddings.position_embedding.weight.to(computed)
 
 
 def _embed_chunk(chunk: Chunk[Tensor], table: Tensor) -> Tensor:
@@ -289,19 +291,24 @@ def refiner_conditioning(
     base: SdxlModel,
     refiner: SdxlModel,
     positive: bool,
+    width: int,
+    height: int,
 ) -> Conditioning:
     """The base model's conditioning as the refiner's UNet takes it.
 
-    An SDXL-shaped refiner takes it as it is; the SDXL refiner the part of CLIP-G and a score instead of two sizes;
-    Stable Diffusion 1.5 the part of CLIP-L after its final norm, and no vector.
+    An SDXL-shaped refiner takes it as it is; the SDXL refiner the part of CLIP-G and, instead of
+    two sizes, the plain size of the picture and a score; Stable Diffusion 1.5 the part of CLIP-L after its final norm,
+    and no vector.
+
+    Args:
+        positive: whether it is the prompt's conditioning, else the negative prompt's.
+        width, height: size of the picture in pixels, 8 × its latents.
     """
     width_l = base.clip_l.config.hidden_size
     embeds = conditioning.prompt_embeds
     if refiner.facts.architecture is Architecture.SDXL_REFINER:
-        height, width = (conditioning.consistent_time_ids[:, index] for index in (0, 1))
-        score = torch.full_like(height, REFINER_SCORE[positive])
-        zero = torch.zeros_like(height)
-        numbers = torch.stack([height, width, zero, zero, score], dim=1)
+        row = torch.tensor([[height, width, 0, 0, REFINER_SCORE[positive]]], device=embeds.device)
+        numbers = row.expand(conditioning.batch, -1)
         return replace(conditioning, prompt_embeds=embeds[..., width_l:], time_ids=numbers, consistent_time_ids=numbers)
     if refiner.facts.architecture is Architecture.SD15:
         norm = base.clip_l.final_layer_norm

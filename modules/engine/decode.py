@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from modules.engine.formats import computed_format
 from modules.engine.latents import LATENT_SCALE, LatentStatistics
 from modules.engine.tensorfile import open_tensor_file
 from modules.engine.tiles import tiled_passes
@@ -37,7 +38,7 @@ def decode_latents(
         tiled: decode in three passes of overlapping tiles, which needs little memory. Also the answer to a
             device that runs out of memory when decoding whole.
     """
-    plain = statistics.to_vae(latents).to(device=vae.device, dtype=vae.dtype)
+    plain = statistics.to_vae(latents).to(device=vae.device, dtype=computed_format(vae))
     if not tiled:
         try:
             return to_images(vae.decode(plain).sample)

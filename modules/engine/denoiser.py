@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from modules.engine.formats import computed_format
 from modules.engine.guidance import Guidance
 from modules.engine.sigmas import ModelSampling
 from modules.engine.text_projections import TextProjections
@@ -108,7 +109,7 @@ class Denoiser:
             raise ValueError(f"A guidance scale of {guidance.scale} needs a negative conditioning.")
         weight = next(iter(unet.parameters()))
         self._unet = unet
-        self._dtype, self._device = weight.dtype, weight.device
+        self._dtype, self._device = computed_format(unet), weight.device
         self.model_sampling = model_sampling
         self.guidance = guidance
         self._conditionings = (positive,) if guidance.is_neutral or negative is None else (positive, negative)

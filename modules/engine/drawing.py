@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from modules.choices import RefinerSwapMethod
@@ -10,7 +11,7 @@ from modules.engine.denoiser import Denoiser
 from modules.engine.freeu import freeu
 from modules.engine.guidance import Guidance
 from modules.engine.journal import DenoisedJournal
-from modules.engine.latents import LATENT_CHANNELS, Latents, latent_size
+from modules.engine.latents import LATENT_CHANNELS, LATENT_SCALE, Latents, latent_size
 from modules.engine.noise import RowNoise
 from modules.engine.refiner import ModelUse, Refiner, interposed, load_interposer, models_for_sd15
 from modules.engine.sample import SamplingRun, sample
@@ -124,11 +125,17 @@ class Drawing:
         self, refiner: SdxlModel, positive: Conditioning, negative: Conditioning | None, interposer: Path | None
     ) -> Refiner:
         """The second stage: its denoiser, and how latents cross over."""
-        converted = refiner_conditioning(positive, base=self._base, refiner=refiner, positive=True)
-        converted_negative = (
-            refiner_conditioning(negative, base=self._base, refiner=refiner, positive=False) if negative else None
+        rows, columns = self.shape[-2:]
+        convert = partial(
+            refiner_conditioning,
+            base=self._base,
+            refiner=refiner,
+            width=columns * LATENT_SCALE,
+            height=rows * LATENT_SCALE,
         )
-        denoiser = self._denoiser(refiner, converted, converted_negative)
+        denoiser = self._denoiser(
+            refiner, convert(positive, positive=True), convert(negative, positive=False) if negative else None
+        )
         self._denoisers.append(denoiser)
         method = self._plan.refiner_swap_method
         if refiner.facts.architecture is Architecture.SD15:

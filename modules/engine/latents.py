@@ -7,6 +7,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
+from modules.engine.formats import computed_format
 from modules.engine.tiles import tiled_passes
 
 Latents: TypeAlias = Tensor  # (B, 4, h, w) float32 in model space
@@ -87,7 +88,7 @@ def encode_pixels(
     Returns:
         (B, 4, H // 8, W // 8) float32 in model space, on the VAE's device.
     """
-    cropped = crop_to_multiple(pixels).to(device=vae.device, dtype=vae.dtype)
+    cropped = crop_to_multiple(pixels).to(device=vae.device, dtype=computed_format(vae))
     if tiled:
         moments = tiled_passes(
             lambda tile: _moments(vae, tile), cropped, ENCODE_TILES, ENCODE_OVERLAP, 1 / LATENT_SCALE

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.engine.tensorfile import Identity, TensorFile, file_identity, open_tensor_file
+from modules.loads import loading
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,10 @@ PARTS = {
     ".diff_b": "diff_b",
     ".w_norm": "diff",
     ".b_norm": "diff_b",
+    ".dora_scale": "magnitude",
+    ".lora_magnitude_vector": "magnitude",
+    ".lora_magnitude_vector.weight": "magnitude",
+    ".lora_magnitude_vector.default.weight": "magnitude",
 } | {
     f".{part}": part
     for part in (
@@ -50,6 +55,7 @@ PARTS = {
 PART_ENDS = sorted(PARTS, key=len, reverse=True)
 
 Parts = dict[str, Tensor]
+Changes = dict[tuple[str, str], list[tuple[Parts, float]]]  # (network, parameter) → LoRAs with their weights
 
 
 @dataclass(frozen=True)
@@ -130,37 +136,40 @@ class LoraStack:
 
     @torch.no_grad()
     def _merge(self, choices: Sequence[LoraChoice]) -> list[LoraReport]:
-        sums: dict[tuple[str, str], Tensor] = {}
+        changes: Changes = {}
         reports = []
         for choice in choices:
-            found, unmatched = self._match(open_tensor_file(choice.path))
-            skipped = len(unmatched) > UNMATCHED_LIMIT
-            if not skipped and choice.weight:
-                for layer, parts in found.items():
-                    self._add(sums, layer, parts, choice.weight)
-            if skipped:
-                logger.warning("%s is left out: %d of its keys fit no layer.", choice.path.name, len(unmatched))
-            merged = 0 if skipped or not choice.weight else len(found)
-            reports.append(LoraReport(choice.path.name, merged, tuple(unmatched), skipped))
-        for (network, name), total in sums.items():
-            parameter = self.networks[network].get_parameter(name)
-            # Where the networks live on an accelerator, its memory is too precious for the pristine copies.
-            self._originals[network, name] = parameter.data.cpu()
-            parameter.data = total.to(parameter.dtype)
+            with loading("lora", choice.path.name):
+                reports.append(self._gather(changes, choice))
+        for key, steps in changes.items():
+            self._change(key, steps)
         return reports
 
-    def _add(self, sums: dict[tuple[str, str], Tensor], layer: Layer, parts: Parts, weight: float) -> None:
-        """Adds one LoRA's change of one layer to the running float32 sums."""
-        for end, wanted in (("weight", parts.keys() - {"diff_b", "alpha"}), ("bias", parts.keys() & {"diff_b"})):
-            if not wanted:
-                continue
-            key = (layer.network, f"{layer.path}.{end}")
-            if key not in sums:
-                sums[key] = self.networks[layer.network].get_parameter(key[1]).data.float().clone()
-            total = sums[key]
-            device_parts = {name: tensor.to(total.device, torch.float32) for name, tensor in parts.items()}
-            change = device_parts["diff_b"] if end == "bias" else weight_change(device_parts, total)
+    def _gather(self, changes: Changes, choice: LoraChoice) -> LoraReport:
+        """Notes what one LoRA changes, unless too much of it fits no layer."""
+        found, unmatched = self._match(open_tensor_file(choice.path))
+        skipped = len(unmatched) > UNMATCHED_LIMIT
+        if not skipped and choice.weight:
+            for layer, parts in found.items():
+                for end in _changed_parameters(parts):
+                    changes.setdefault((layer.network, f"{layer.path}.{end}"), []).append((parts, choice.weight))
+        if skipped:
+            logger.warning("%s is left out: %d of its keys fit no layer.", choice.path.name, len(unmatched))
+        merged = 0 if skipped or not choice.weight else len(found)
+        return LoraReport(choice.path.name, merged, tuple(unmatched), skipped)
+
+    def _change(self, key: tuple[str, str], steps: Iterable[tuple[Parts, float]]) -> None:
+        """Changes one parameter by several LoRAs in turn: summed in float32, of one parameter at a time."""
+        network, name = key
+        parameter = self.networks[network].get_parameter(name)
+        total = parameter.data.to(torch.float32, copy=True)
+        for parts, weight in steps:
+            device_parts = {role: tensor.to(total.device, torch.float32) for role, tensor in parts.items()}
+            change = device_parts["diff_b"] if name.endswith(".bias") else weight_change(device_parts, total)
             total += weight * change.reshape(total.shape)
+        # Where the networks live on an accelerator, its memory is too precious for the pristine copies.
+        self._originals[key] = parameter.data.cpu()
+        parameter.data = total.to(parameter.dtype)
 
     def _match(self, file: TensorFile) -> tuple[dict[Layer, Parts], list[str]]:
         """Tensors of a LoRA file by layer, and the keys that fit none."""
@@ -219,6 +228,14 @@ class LoraStack:
                 yield f"unet.{spelling}", layer
 
 
+def _changed_parameters(parts: Parts) -> Iterable[str]:
+    """Which parameters of a layer a LoRA changes: "weight", "bias" or both."""
+    if parts.keys() - {"diff_b", "alpha"}:
+        yield "weight"
+    if "diff_b" in parts:
+        yield "bias"
+
+
 def _attention_spellings(path: str) -> Iterable[str]:
     """Dotted spellings of a diffusers path; old files write attention layers as parts of a processor."""
     yield path
@@ -248,12 +265,17 @@ def weight_change(parts: Parts, weight: Tensor) -> Tensor:
 
     Args:
         parts: the LoRA's tensors for this layer by role, all of one format.
-        weight: the layer's weight before; only GLoRA looks at its values.
+        weight: the layer's weight before; only GLoRA and DoRA look at its values.
     Returns:
         As many values as `weight` has, of any shape.
     Raises:
         KeyError: a tensor is missing; RuntimeError: shapes do not fit together.
     """
+    change = _direction_change(parts, weight)
+    return _decomposed(parts["magnitude"], change.reshape(weight.shape), weight) if "magnitude" in parts else change
+
+
+def _direction_change(parts: Parts, weight: Tensor) -> Tensor:
     if "diff" in parts:
         return parts["diff"]
     if "up" in parts:
@@ -263,6 +285,23 @@ def weight_change(parts: Parts, weight: Tensor) -> Tensor:
     if "lokr_w1" in parts or "lokr_w1_a" in parts:
         return _lokr(parts)
     return _glora(parts, weight)
+
+
+def _decomposed(magnitude: Tensor, change: Tensor, weight: Tensor) -> Tensor:
+    """m · (W + ΔW) / ‖W + ΔW‖ − W: the changed weight gets norms of its own (DoRA, arXiv:2402.09353, eq. 5).
+
+    The norms are those of the output channels where there is one magnitude for each, else of the input channels,
+    as the first versions of LyCORIS had it.
+    """
+    moved = weight + change
+    outputs, inputs = weight.shape[:2]
+    ones = (1,) * (weight.ndim - 2)
+    if magnitude.shape[0] == outputs and magnitude.numel() == outputs:
+        shape, across = (outputs, 1, *ones), tuple(range(1, weight.ndim))
+    else:
+        shape, across = (1, inputs, *ones), (0, *range(2, weight.ndim))
+    norms: Tensor = torch.linalg.vector_norm(moved, dim=across, keepdim=True)
+    return magnitude.reshape(shape) * moved / norms.clamp(min=torch.finfo(moved.dtype).tiny) - weight
 
 
 def _scale(parts: Parts, rank: int) -> Tensor | float:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from modules.choices import ClothCategory, MaskModel
 from modules.engine.onnx_models import Floats, OnnxModel, pixels_of
@@ -78,6 +77,8 @@ def grown(mask: Image.Image, by_px: int) -> Image.Image:
     """A grey mask with its white parts grown by some pixels on each side, or shrunk for a negative number."""
     if not by_px:
         return mask
+    from scipy import ndimage  # an eighth of a second, which every start of a worker would take
+
     spread = ndimage.maximum_filter if by_px > 0 else ndimage.minimum_filter
     return Image.fromarray(spread(np.asarray(mask), size=2 * abs(by_px) + 1, mode="nearest"))
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from modules.errors import ModelFileMissing, ModelFileUnusable
+from modules.loads import loading
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ class OnnxModel:
         options.log_severity_level = 3  # errors; exporters leave harmless warnings
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            with loading("tool", path.name):
+                self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's errors share no base class of their own
             raise ModelFileUnusable(f"{path.name!r} cannot be read as an ONNX network: {error}") from error
         self._input = self._session.get_inputs()[0]

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers.models.clip.configuration_clip import CLIPVisionConfig
+from transformers.models.clip.modeling_clip import CLIPVisionModel
 
 from modules.engine.onnx_models import pixels_of
 from modules.engine.tensorfile import open_tensor_file

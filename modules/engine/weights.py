@@ -11,10 +11,12 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
 from modules.engine import keys
+from modules.engine.formats import NumberFormat, storable_weights, widen_in_use
 from modules.engine.tensorfile import TensorFile
 from modules.errors import ModelFileUnusable
 
@@ -251,7 +253,7 @@ def without_prefix(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
     return {name[len(prefix) :]: shape for name, shape in shapes.items() if name.startswith(prefix)}
 
 
-def build_unet(file: TensorFile, facts: CheckpointFacts, *, dtype: torch.dtype) -> UNet2DConditionModel:
+def build_unet(file: TensorFile, facts: CheckpointFacts, *, number_format: NumberFormat) -> UNet2DConditionModel:
     """The UNet of a checkpoint, in diffusers' class.
 
     Raises:
@@ -285,7 +287,7 @@ def build_unet(file: TensorFile, facts: CheckpointFacts, *, dtype: torch.dtype) 
         ),
         file,
         {name: (keys.UNET_PREFIX + original, None) for original, name in names.items()},
-        dtype=dtype,
+        number_format=number_format,
     )
     return unet
 
@@ -312,7 +314,7 @@ def _collapse(values: tuple[int, ...]) -> tuple[int, ...] | int:
     return values[0] if len(set(values)) == 1 else values
 
 
-def build_vae(file: TensorFile, *, scaling_factor: float, dtype: torch.dtype) -> AutoencoderKL:
+def build_vae(file: TensorFile, *, scaling_factor: float, number_format: NumberFormat) -> AutoencoderKL:
     """The VAE of a checkpoint or of a VAE file, in original or diffusers names.
 
     Raises:
@@ -354,7 +356,7 @@ def build_vae(file: TensorFile, *, scaling_factor: float, dtype: torch.dtype) ->
             name: (prefix + source, _flat_attention if ".attentions." in name else None)
             for source, name in names.items()
         },
-        dtype=dtype,
+        number_format=number_format,
     )
     return vae
 
@@ -364,7 +366,7 @@ def _flat_attention(tensor: Tensor) -> Tensor:
     return tensor.flatten(1) if tensor.ndim == 4 else tensor
 
 
-def build_clip_l(file: TensorFile, prefix: str, *, dtype: torch.dtype) -> CLIPTextModel:
+def build_clip_l(file: TensorFile, prefix: str, *, number_format: NumberFormat) -> CLIPTextModel:
     """CLIP ViT-L's text tower of a checkpoint.
 
     Raises:
@@ -375,10 +377,10 @@ def build_clip_l(file: TensorFile, prefix: str, *, dtype: torch.dtype) -> CLIPTe
         file, shapes, "text_encoder", "embeddings.{}_embedding.weight", "encoder.layers.{}.mlp.fc1.weight"
     )
     names = {name: (prefix + name, None) for name in shapes if not name.endswith("position_ids")}
-    return _with_positions(_build(lambda: CLIPTextModel(config), file, names, dtype=dtype))
+    return _with_positions(_build(lambda: CLIPTextModel(config), file, names, number_format=number_format))
 
 
-def build_clip_g(file: TensorFile, prefix: str, *, dtype: torch.dtype) -> CLIPTextModelWithProjection:
+def build_clip_g(file: TensorFile, prefix: str, *, number_format: NumberFormat) -> CLIPTextModelWithProjection:
     """OpenCLIP ViT-bigG's text tower of a checkpoint: its fused in_proj split, its projection transposed.
 
     Raises:
@@ -402,7 +404,9 @@ def build_clip_g(file: TensorFile, prefix: str, *, dtype: torch.dtype) -> CLIPTe
     transposed = "text_projection" in shapes
     projection = "text_projection" if transposed else "text_projection.weight"
     sources["text_projection.weight"] = (prefix + projection, Tensor.t if transposed else None)
-    return _with_positions(_build(lambda: CLIPTextModelWithProjection(config), file, sources, dtype=dtype))
+    return _with_positions(
+        _build(lambda: CLIPTextModelWithProjection(config), file, sources, number_format=number_format)
+    )
 
 
 def _clip_config(file: TensorFile, shapes: Shapes, name: str, embedding: str, layer: str) -> CLIPTextConfig:
@@ -443,19 +447,41 @@ def _with_positions(tower: TextTower) -> TextTower:
     return tower
 
 
+class _Unfilled(TorchFunctionMode):
+    """Leaves new parameters and tables of numbers unfilled, since others replace them.
+
+    Numbers for tensors without memory would make torch import its compiler and computer algebra.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        """Run a torch function, or hand back the tensor that an initialiser was to fill."""
+        named = kwargs or {}
+        if func is torch.arange and len(args) == 1 and isinstance(args[0], int) and not named:
+            return torch.empty(args[0], dtype=torch.int64)
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            return named["tensor"] if "tensor" in named else args[0]
+        return func(*args, **named)
+
+
 def _build(
     construct: Callable[[], Network],
     file: TensorFile,
     sources: Mapping[str, tuple[str, Callable[[Tensor], Tensor] | None]],
     *,
-    dtype: torch.dtype,
+    number_format: NumberFormat,
 ) -> Network:
     """Builds a network without memory for its weights, then gives it the file's tensors, one after the other.
 
     sources: parameter name → (name in the file, change of layout or None).
-    Tensors that already have `dtype` stay views of the mapped file: nothing is copied.
+    Tensors that are kept in the file's own format stay views of the mapped file: nothing is copied.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         network = construct()
     expected = network.state_dict()
     missing = [name for name in expected if name not in sources]
@@ -464,10 +490,12 @@ def _build(
             f"{file.path.name!r} lacks {len(missing)} tensors of its {type(network).__name__}, first {missing[0]!r}."
         )
     state: dict[str, Tensor] = {}
+    storable = storable_weights(network)
     for name, blank in expected.items():
         source, change = sources[name]
         tensor = file.read(source)
-        tensor = (change(tensor) if change else tensor).to(dtype)
+        kept_in = number_format.stored_as(tensor.dtype) if name in storable else number_format.computed
+        tensor = (change(tensor) if change else tensor).to(kept_in)
         if tensor.shape != blank.shape:
             raise ModelFileUnusable(
                 f"{file.path.name!r}: {source!r} has shape {tuple(tensor.shape)} "
@@ -475,4 +503,5 @@ def _build(
             )
         state[name] = tensor.contiguous()
     network.load_state_dict(state, assign=True)
+    widen_in_use(network, number_format.computed)
     return network.requires_grad_(False).eval()

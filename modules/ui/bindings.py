@@ -14,11 +14,12 @@ from modules.errors import FocaleError
 from modules.extensions import Services
 from modules.files import Kind
 from modules.metadata_reader import KnownModels, ReadParameters, read_picture, read_text
-from modules.presets import load_preset
+from modules.presets import INITIAL, load_preset, preset_names
 from modules.ui import markup
 from modules.ui.controls import Controls
 from modules.ui.labels import sentence_of
-from modules.ui.layout import Extras, Metadata, Switches, Viewer, ratios_title
+from modules.ui.layout import Extras, Metadata, Missing, Switches, Viewer, ratios_title
+from modules.ui.offers import Offer, Offers, without_missing_loras
 from modules.ui.run_view import RunView
 from modules.ui.runs import Runs
 
@@ -28,7 +29,10 @@ Updates: TypeAlias = dict[Component, Any]
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 AT_ONCE: dict[str, Any] = {"queue": False, **PRIVATE}
+IN_STEPS: dict[str, Any] = {"concurrency_limit": None, **PRIVATE}
+"""For what answers more than once; Gradio lets only queued events do that."""
 REMEMBER_TASK = "(id) => { window.focale.rememberTask(id); return []; }"
+FILE_FIELDS = ("base_model_name", "refiner_model_name", "vae_name", "loras")
 RECALL_TASK = "(id) => [window.focale.recallTask()]"
 
 
@@ -49,6 +53,7 @@ class Bindings:
         *,
         controls: Controls,
         viewer: Viewer,
+        missing: Missing,
         switches: Switches,
         extras: Extras,
         metadata: Metadata,
@@ -65,6 +70,8 @@ class Bindings:
         self._runs = Runs(services)
         self._controls = controls
         self._viewer = viewer
+        self._missing = missing
+        self._offers = Offers(services.provision, services.resources)
         self._switches = switches
         self._extras = extras
         self._metadata = metadata
@@ -75,6 +82,7 @@ class Bindings:
     def connect(self, page: gr.Blocks) -> None:
         """Attach everything."""
         self._connect_runs(page)
+        self._connect_missing(page)
         self._connect_switches(page)
         self._connect_settings()
         self._connect_metadata()
@@ -83,16 +91,20 @@ class Bindings:
 
     def _connect_runs(self, page: gr.Blocks) -> None:
         viewer, shown = self._viewer, self._run_outputs()
-        endless: dict[str, Any] = {"concurrency_limit": None, **PRIVATE}
-        viewer.generate.click(self.generate, self._controls.inputs, shown, **endless)
-        page.load(self.attach, viewer.task_id, shown, js=RECALL_TASK, **endless)
+        viewer.generate.click(self.generate, self._all_inputs(), shown, **IN_STEPS).then(
+            self.look_again, self._all_inputs(), [*self._missing_outputs(), *self._file_widgets()], **AT_ONCE
+        )
+        page.load(self.attach, viewer.task_id, shown, js=RECALL_TASK, **IN_STEPS)
         viewer.task_id.change(None, viewer.task_id, None, js=REMEMBER_TASK, **AT_ONCE)
         viewer.stop.click(self.stop, viewer.task_id, viewer.stop, **AT_ONCE)
         viewer.skip.click(self.skip, viewer.task_id, viewer.skip, **AT_ONCE)
         viewer.gallery.select(self.select_picture, None, viewer.selected, **AT_ONCE)
         seed = list(self._controls.made["image_seed"].widgets)
         viewer.reuse_seed.click(self.reuse_seed, [viewer.task_id, viewer.selected], seed, **AT_ONCE)
-        viewer.load.click(self.load_parameters, self._controls.widget("prompt"), self._field_outputs(), **AT_ONCE)
+        loaded = viewer.load.click(
+            self.load_parameters, self._controls.widget("prompt"), self._field_outputs(), **AT_ONCE
+        )
+        loaded.then(self.look, self._all_inputs(), self._missing_outputs(), **AT_ONCE)
 
     def _run_outputs(self) -> list[Component]:
         viewer = self._viewer
@@ -110,7 +122,12 @@ class Bindings:
 
     async def generate(self, values: Mapping[Component, object]) -> AsyncIterator[Updates]:
         """Submit what the page says and show the run."""
-        async for updates in self._shown(self._runs.generate(self._controls.read(values))):
+        fields = self._controls.read(values)
+        offer = await self._offers.of(fields)
+        fields["download_missing"] = bool(offer.lacks) and bool(values[self._missing.download])
+        if offer.lacks and not fields["download_missing"]:
+            fields["loras"] = without_missing_loras(cast(list[dict[str, object]], fields["loras"]), offer)
+        async for updates in self._shown(self._runs.generate(fields)):
             yield updates
 
     async def attach(self, task_id: str) -> AsyncIterator[Updates]:
@@ -198,12 +215,65 @@ class Bindings:
             updates[self._switches.advanced] = _changed(value=True)
         return updates
 
+    # -- missing files ------------------------------------------------------------------------------------------
+
+    def _connect_missing(self, page: gr.Blocks) -> None:
+        # What people change, not what events change: while an event's updates are applied one by one, the values of the
+        # other widgets do not fit their choices yet.
+        chosen = [self._controls.widget("performance_selection"), *self._file_widgets()]
+        inputs, outputs = self._all_inputs(), self._missing_outputs()
+        changes = [cast(Any, widget).input for widget in chosen]
+        gr.on([page.load, *changes], self.look, inputs, outputs, trigger_mode="always_last", **AT_ONCE)
+        self._missing.download.input(self.look_at_sizes, inputs, outputs, **IN_STEPS)
+
+    def _all_inputs(self) -> set[Any]:
+        return {*self._controls.inputs, self._missing.download}
+
+    def _missing_outputs(self) -> list[Component]:
+        return [cast(Component, self._missing.panel), self._missing.note, self._missing.download]
+
+    def _file_widgets(self) -> list[Component]:
+        """The widgets that choose files."""
+        return [widget for name in FILE_FIELDS for widget in self._controls.made[name].widgets]
+
+    async def look(self, values: Mapping[Component, object]) -> Updates:
+        """Say what is missing for what the page says now."""
+        offer = await self._offers.of(self._controls.read(values))
+        return self._offered(offer, is_wanted=bool(values[self._missing.download]))
+
+    async def look_at_sizes(self, values: Mapping[Component, object]) -> AsyncIterator[Updates]:
+        """The same with sizes, once somebody wants the files."""
+        fields, is_wanted = self._controls.read(values), bool(values[self._missing.download])
+        yield self._offered(await self._offers.of(fields), is_wanted=is_wanted)
+        if is_wanted:
+            yield self._offered(await self._offers.of(fields, with_sizes=True), is_wanted=is_wanted)
+
+    async def look_again(self, values: Mapping[Component, object]) -> Updates:
+        """After a run: what was fetched is missing no longer, and its names say so no longer."""
+        fields = self._controls.read(values)
+        offer = await self._offers.of(fields)
+        is_wanted = bool(values[self._missing.download]) and bool(offer.lacks)
+        updates = self._offered(offer, is_wanted=is_wanted)
+        if values[self._missing.download] and not offer.lacks:
+            updates |= self._controls.updates({name: fields[name] for name in FILE_FIELDS})
+        return updates
+
+    def _offered(self, offer: Offer, *, is_wanted: bool) -> Updates:
+        """What the panel shows of an offer."""
+        part = self._missing
+        return {
+            cast(Component, part.panel): _changed(visible=bool(offer.lacks)),
+            part.note: _changed(value=markup.missing(offer.sentences)),
+            part.download: _changed(value=is_wanted, label=offer.label, visible=not offer.is_needed),
+        }
+
     # -- metadata -----------------------------------------------------------------------------------------------
 
     def _connect_metadata(self) -> None:
         part = self._metadata
         part.picture.change(self.read_picture, part.picture, [part.shown, part.apply, self._viewer.messages], **AT_ONCE)
-        part.apply.click(self.apply_picture, part.picture, self._field_outputs(), **AT_ONCE)
+        applied = part.apply.click(self.apply_picture, part.picture, self._field_outputs(), **AT_ONCE)
+        applied.then(self.look, self._all_inputs(), self._missing_outputs(), **AT_ONCE)
 
     async def read_picture(self, path: str | None) -> list[Update]:
         """Show the parameters that a picture carries."""
@@ -266,9 +336,13 @@ class Bindings:
         search = extras.style_search
         search.input(self.sort_styles, [search, styles], styles, trigger_mode="always_last", **AT_ONCE)
         search.blur(self.sort_styles, [search, styles], styles, **AT_ONCE)
-        extras.refresh.click(self.refresh, controls.inputs, self._field_outputs(), **AT_ONCE)
+        refreshed = [*self._field_outputs(), *([extras.preset] if extras.preset is not None else [])]
+        extras.refresh.click(self.refresh, controls.inputs, refreshed, **AT_ONCE).then(
+            self.look, self._all_inputs(), self._missing_outputs(), **AT_ONCE
+        )
         if extras.preset is not None:
-            extras.preset.input(self.apply_preset, extras.preset, self._field_outputs(), **AT_ONCE)
+            outputs = [*self._field_outputs(), *self._missing_outputs()]
+            extras.preset.input(self.apply_preset, extras.preset, outputs, **IN_STEPS)
 
     def lock_forced(self, performance: str) -> list[Any]:
         """Make what the performance mode imposes read-only; free it otherwise."""
@@ -291,40 +365,52 @@ class Bindings:
         return _changed(choices=[*matches, *kept, *rest])
 
     async def refresh(self, values: Mapping[Component, object]) -> Updates:
-        """Read the model folders anew and offer what is there now."""
-        await asyncio.to_thread(self._services.files.refresh)
+        """Read all folders anew and offer what is there now: models, styles, wildcards and presets."""
+        await asyncio.to_thread(self._services.resources.refresh)
         fields = self._controls.read(values)
-        files = ("base_model_name", "refiner_model_name", "vae_name", "loras")
-        return self._controls.updates({name: fields[name] for name in files})
+        updates = self._controls.updates({name: fields[name] for name in (*FILE_FIELDS, "style_selections")})
+        if self._extras.preset is not None:
+            updates[self._extras.preset] = _changed(choices=self._presets())
+        return updates
 
-    async def apply_preset(self, name: str) -> Updates:
-        """Set the page to a preset; what it does not name returns to the start values."""
+    def _presets(self) -> list[str]:
+        return preset_names(self._services.settings.paths.presets)
+
+    async def apply_preset(self, name: str) -> AsyncIterator[Updates]:
+        """Set the page to a preset; what it does not name returns to the start values. Offers what it lacks."""
         try:
             preset = await asyncio.to_thread(load_preset, self._services.settings.paths.presets, name)
         except FocaleError as error:
-            return {self._viewer.messages: _changed(value=markup.problem(sentence_of(error)))}
+            yield {self._viewer.messages: _changed(value=markup.problem(sentence_of(error)))}
+            return
         fields = {**self._start_values(), **preset.request_fields}
-        model = preset.model(self._services.files.names(Kind.CHECKPOINT))
+        always_new = self._services.settings.always_download_new_model
+        model = preset.model(self._services.files.names(Kind.CHECKPOINT), always_new=always_new)
         if model:
             fields["base_model_name"] = model
-        notes = [*preset.problems, *self._without_missing_loras(fields)]
-        if not fields.get("prompt"):
-            fields.pop("prompt", None)
-        updates = self._controls.updates(fields)
+        refusal = await asyncio.to_thread(self._offers.refusal, fields)
+        offer = await self._offers.of(fields)
+        notes = [*preset.problems, *([refusal] if refusal else []), *self._without_missing_loras(fields, offer)]
+        shown = {name: value for name, value in fields.items() if name != "prompt" or value}
+        updates = self._controls.updates(shown)
         updates[self._viewer.messages] = _changed(value=markup.notes(notes))
-        return updates
+        is_wanted = name != INITIAL  # choosing a preset is asking for its files; the box takes that back
+        yield updates | self._offered(offer, is_wanted=is_wanted)
+        if offer.lacks and is_wanted:
+            yield self._offered(await self._offers.of(fields, with_sizes=True), is_wanted=is_wanted)
 
     def _start_values(self) -> dict[str, object]:
         """What the page began with, of the parameters that presets can set."""
         return dict(self._services.settings.page_defaults())
 
-    def _without_missing_loras(self, fields: dict[str, object]) -> list[str]:
-        """Switch off rows whose file is absent, in place; returns a sentence for each."""
+    def _without_missing_loras(self, fields: dict[str, object], offer: Offer) -> list[str]:
+        """Switch off rows whose file is absent and not offered, in place; returns a sentence for each."""
+        offered = {lack.name for lack in offer.lacks}
         rows = [dict(row) for row in cast(list[dict[str, Any]], fields.get("loras", []))]
         notes = []
         for row in rows:
             missing = row["model_name"] != "None" and self._services.files.find(Kind.LORA, row["model_name"]) is None
-            if missing and row["enabled"]:
+            if missing and row["enabled"] and row["model_name"] not in offered:
                 row["enabled"] = False
                 notes.append(f"{row['model_name']} is not in models/loras; its row is switched off.")
         fields["loras"] = rows

@@ -47,6 +47,15 @@ class Viewer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Missing:
+    """What is said about missing model files, and the box that has them downloaded with the next run."""
+
+    panel: gr.Column
+    note: gr.HTML
+    download: gr.Checkbox
+
+
+@dataclass(frozen=True, kw_only=True)
 class Switches:
     """The three check boxes below the prompt, and the panels they open."""
 
@@ -115,6 +124,14 @@ def viewer(controls: Controls, *, stage: str, warning: str) -> Viewer:
         task_id=gr.Textbox("", visible="hidden", elem_id="task_id"),
         generate=generate, load=load, reset=reset, skip=skip, stop=stop,
     )  # fmt: skip
+
+
+def missing_files() -> Missing:
+    """The panel about missing model files, hidden until there are some."""
+    with gr.Column(visible=False, elem_id="missing_files") as panel:
+        note = gr.HTML("", elem_id="missing_note")
+        download = gr.Checkbox(False, label="Download", elem_id="download_missing", container=False)
+    return Missing(panel=panel, note=note, download=download)
 
 
 def switches(config: Config) -> tuple[gr.Checkbox, gr.Checkbox, gr.Checkbox]:

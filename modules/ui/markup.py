@@ -98,6 +98,11 @@ def notes(sentences: Sequence[str]) -> str:
     )
 
 
+def missing(sentences: Sequence[str]) -> str:
+    """What is said about missing files."""
+    return "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
+
+
 def _line(kind: str, text: str, role: str) -> str:
     return f'<p class="focale-message is-{kind}" role="{role}">{escape(text)}</p>'
 

@@ -25,8 +25,11 @@ from modules.ui.run_view import RunView
 from modules.version import VERSION
 
 CACHE_S = 3600
-OPEN_TO_ALL = "Everyone who can reach this server can use it; start it with --apikey or --auth, or without --listen."
 ONLY_DEMO = (
+    "There is no model yet, so the built-in demo model draws small test pictures. For real ones put an SDXL checkpoint "
+    "into models/checkpoints, or let this page download one: see below."
+)
+ONLY_DEMO_OFFLINE = (
     "There is no model yet, so the built-in demo model draws small test pictures. Put an SDXL checkpoint into "
     "models/checkpoints for real ones."
 )
@@ -82,7 +85,8 @@ def make_parts(services: Services, extensions: Sequence[Extension]) -> Parts:
         with gr.Row(elem_id="columns"):
             with gr.Column(scale=2, min_width=320, elem_id="left_column"):
                 stage = markup.stage(RunView(), settings.paths.outputs, demo_hint(services))
-                viewer = layout.viewer(controls, stage=stage, warning=warning(services))
+                viewer = layout.viewer(controls, stage=stage, warning=services.settings.exposure)
+                missing = layout.missing_files()
                 boxes = layout.switches(config)
                 inputs, metadata = layout.input_panel(is_open=config.default_image_prompt_checkbox)
                 enhance = layout.enhance_panel(is_open=config.default_enhance_checkbox)
@@ -103,7 +107,7 @@ def make_parts(services: Services, extensions: Sequence[Extension]) -> Parts:
         )  # fmt: skip
         add_endpoint(services, share)
         bindings = Bindings(
-            services, controls=controls, viewer=viewer, switches=switches, extras=extras,
+            services, controls=controls, viewer=viewer, missing=missing, switches=switches, extras=extras,
             metadata=metadata, share_results=share, hint=lambda: demo_hint(services),
         )  # fmt: skip
         bindings.connect(blocks)
@@ -132,14 +136,9 @@ def offer(services: Services) -> Offer:
 
 def demo_hint(services: Services) -> str:
     """How to get a real model, while there is none."""
-    return ONLY_DEMO if services.files.names(Kind.CHECKPOINT) in ([], [EMBEDDED_MODEL]) else ""
-
-
-def warning(services: Services) -> str:
-    """A sentence about a server that is open to strangers."""
-    settings = services.settings
-    is_open = not settings.listens_on_loopback and not (settings.api_keys or settings.logins)
-    return OPEN_TO_ALL if is_open else ""
+    if services.files.names(Kind.CHECKPOINT) not in ([], [EMBEDDED_MODEL]):
+        return ""
+    return ONLY_DEMO_OFFLINE if services.provision.switched_off_by else ONLY_DEMO
 
 
 class ResultFolders:

@@ -83,6 +83,8 @@ class Runs:
         last_s = -SHORTEST_INTERVAL_S
         first: tuple[RunView, float] | None = None
         async for event in self._events(job):
+            if event is None and job is self._services.jobs.preparing:
+                continue  # it waits for its download, which says more than its place
             view = waiting(view, self._services.jobs.position(job.task_id)) if event is None else after(view, event)
             if isinstance(event, Progress):  # newer progress replaces this one in the log while we wait
                 await asyncio.sleep(max(0.0, last_s + SHORTEST_INTERVAL_S - self._clock_s()))

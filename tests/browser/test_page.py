@@ -29,6 +29,13 @@ def generate(page: Page, prompt: str) -> None:
     page.get_by_role("button", name="Generate", exact=True).click()
 
 
+def generate_forever(page: Page, prompt: str) -> None:
+    """Type a prompt, and start one run after the other."""
+    page.locator("#positive_prompt textarea").fill(prompt)
+    page.locator("#generate_button").click(button="right")
+    page.get_by_role("menuitem", name="Generate forever").click()
+
+
 def gallery(page: Page):
     """The small pictures of the gallery."""
     return page.locator("#final_gallery .thumbnails img")
@@ -278,9 +285,7 @@ def test_ctrl_enter_generates(open_page: OpenPage, released: Live) -> None:
 
 def test_generate_forever_goes_on_until_stop(open_page: OpenPage, released: Live) -> None:
     page = open_page()
-    page.locator("#positive_prompt textarea").fill("again and again")
-    page.locator("#generate_button").click(button="right")
-    page.get_by_role("menuitem", name="Generate forever").click()
+    generate_forever(page, "again and again")
     first = page.wait_for_function("sessionStorage.getItem('focale_task')").json_value()
     page.wait_for_function("first => sessionStorage.getItem('focale_task') !== first", arg=first)
     released.hold(2)
@@ -289,10 +294,24 @@ def test_generate_forever_goes_on_until_stop(open_page: OpenPage, released: Live
     assert not page.evaluate("document.body.classList.contains('is-forever')")
 
 
-def test_page_goes_on_by_itself_when_the_server_was_restarted(browser: Browser, tmp_path: Path) -> None:
+def test_run_that_ended_loads_nothing_anew_though_its_bar_is_still_drawn(open_page: OpenPage, released: Live) -> None:
+    page = open_page()
+    page.evaluate("document.body.append(Object.assign(document.createElement('i'), { className: 'focale-bar' }))")
+    generate(page, "a lighthouse drawn late")
+    expect(gallery(page)).to_have_count(2)
+    page.wait_for_timeout(1500)  # longer than the script waits after the end of a stream
+    assert page.evaluate("!!document.querySelector('i.focale-bar')")
+
+
+@pytest.fixture
+def port() -> str:
+    """A port that nobody listens on."""
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+        return str(probe.getsockname()[1])
+
+
+def test_page_goes_on_by_itself_when_the_server_was_restarted(browser: Browser, tmp_path: Path, port: str) -> None:
     page = browser.new_page()
     with live_server(tmp_path, "--port", port) as first:
         page.goto(first.page_url)
@@ -303,4 +322,18 @@ def test_page_goes_on_by_itself_when_the_server_was_restarted(browser: Browser, 
     with live_server(tmp_path, "--port", port):
         expect(gallery(page)).to_have_count(2, timeout=30_000)
     assert task_id(page) == interrupted
+    page.close()
+
+
+def test_generate_forever_goes_on_when_the_server_was_restarted(browser: Browser, tmp_path: Path, port: str) -> None:
+    page = browser.new_page()
+    with live_server(tmp_path, "--port", port) as first:
+        page.goto(first.page_url)
+        first.hold(2)
+        generate_forever(page, "again after a restart")
+        expect(page.locator("img.focale-preview")).to_be_visible()
+        interrupted = task_id(page)
+    with live_server(tmp_path, "--port", port):
+        page.wait_for_function("first => sessionStorage.getItem('focale_task') !== first", arg=interrupted)
+        assert page.evaluate("document.body.classList.contains('is-forever')")
     page.close()

@@ -75,10 +75,10 @@ class ServerProcess:
 
     def waiting(self) -> int:
         """How many tasks wait or run."""
-        url = f"http://127.0.0.1:{self.port}/tasks?query=all&page_size=1000"
-        with urllib.request.urlopen(url, timeout=20) as answer:
-            tasks = json.load(answer)
-        return len(tasks["current"]) + len(tasks["pending"])
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=20) as answer:
+            lines = answer.read().decode().splitlines()
+        counts = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        return int(float(counts["focale_queue_length"]) + float(counts["focale_tasks_running"]))
 
     def kill_worker(self) -> bool:
         """SIGKILL the worker; False when there is none at this moment."""

@@ -35,6 +35,9 @@ class ToyWorkbench:
     def warm_up(self) -> None:
         """Nothing to load."""
 
+    def rest(self) -> None:
+        """Nothing to give back."""
+
     def call(self, tool: str, payload: Mapping[str, Any]) -> Any:
         """No tools here."""
         raise NotImplementedError(tool)

@@ -1,12 +1,14 @@
 """Tiny random networks of the SDXL architecture, built in milliseconds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from modules.engine.condition import Conditioning
+from modules.engine.device import FORMATS, DevicePolicy, Precision, choose_policy
+from modules.engine.formats import NumberFormat
 
 TEXT_WIDTH, POOLED_WIDTH = 16, 8
 
@@ -35,6 +37,12 @@ def tiny_unet(
             norm_num_groups=4,
         )
     return unet.to(dtype).eval().requires_grad_(False)
+
+
+def widened_policy(stored: Precision) -> DevicePolicy:
+    """UNet and text encoders kept in a half format and computed in float32, as on any CPU without bfloat16."""
+    number_format = NumberFormat(computed=torch.float32, stored=FORMATS[stored])
+    return replace(choose_policy("cpu"), unet=number_format, text=number_format, asked=frozenset({"unet", "text"}))
 
 
 def tiny_conditioning(seed: int, batch: int = 1, tokens: int = 77, *, late_size: float = 128.0) -> Conditioning:

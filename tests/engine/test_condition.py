@@ -168,20 +168,21 @@ def test_condition_expands_and_stacks_to_batches(model: SdxlModel, conditioner: 
 def test_refiners_get_their_part_of_the_conditioning(
     model: SdxlModel, store: ModelStore, folder: Path, conditioner: TextConditioner
 ) -> None:
-    cond = conditioner.condition(model, ["a", "b"], width=128, height=64, adm_scaler=1.5)
+    cond = conditioner.condition(model, ["a", "b"], width=136, height=72, adm_scaler=1.5)
     refiner = store.refiner(write_tiny(folder / "refiner.safetensors", "refiner"))
     sd15 = store.refiner(write_tiny(folder / "sd15.safetensors", "sd15"))
 
-    for_refiner = refiner_conditioning(cond, base=model, refiner=refiner, positive=False)
-    for_sd15 = refiner_conditioning(cond, base=model, refiner=sd15, positive=True)
+    for_refiner = refiner_conditioning(cond, base=model, refiner=refiner, positive=False, width=136, height=72)
+    for_sd15 = refiner_conditioning(cond, base=model, refiner=sd15, positive=True, width=136, height=72)
 
     assert torch.equal(for_refiner.prompt_embeds, cond.prompt_embeds[..., CLIP_L_WIDTH:])
-    assert for_refiner.time_ids.tolist() == [[64, 128, 0, 0, 2.5]]
+    assert for_refiner.time_ids.tolist() == [[72, 136, 0, 0, 2.5]]  # the plain size, neither scaled nor rounded
     assert _runs(refiner, for_refiner)
     first = cond.prompt_embeds[..., :CLIP_L_WIDTH]
     assert torch.equal(for_sd15.prompt_embeds, model.clip_l.final_layer_norm(first))
     assert for_sd15.pooled_prompt_embeds.shape == (1, 0)
-    same = refiner_conditioning(cond, base=model, refiner=store.refiner(folder / "base.safetensors"), positive=True)
+    alike = store.refiner(folder / "base.safetensors")
+    same = refiner_conditioning(cond, base=model, refiner=alike, positive=True, width=136, height=72)
     assert same is cond
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -104,6 +105,32 @@ def test_tiles_of_a_shrinking_function_join_exactly() -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.slow
+@torch.inference_mode()
+def test_latents_of_256_by_256_are_decoded_in_tiles() -> None:
+    """2048×2048 pixels; a tile never holds more than a sixteenth of them."""
+    vae = AutoencoderKL(
+        latent_channels=4,
+        block_out_channels=(4, 4, 4, 4),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=2,
+    ).eval()
+    largest = 0
+
+    def note(_layer: object, _inputs: object, output: Tensor) -> None:
+        nonlocal largest
+        largest = max(largest, output.numel() * output.element_size())
+
+    vae.decoder.conv_norm_out.register_forward_hook(note)
+
+    (image,) = decode_latents(vae, _smooth_latents(256, 256), statistics=LatentStatistics(0.13025), tiled=True)
+
+    assert image.size == (2048, 2048)
+    assert largest <= 4 * 4 * 2048 * 2048 / 16
+
+
 def test_tiled_decoding_is_close_to_decoding_whole(model: SdxlModel) -> None:
     latents = _smooth_latents(40, 72)
 

@@ -12,6 +12,7 @@ from modules.engine.device import choose_policy
 from modules.engine.loras import LoraChoice
 from modules.engine.store import ModelStore, SdxlModel
 from modules.errors import ModelFileMissing
+from tests.engine.networks import widened_policy
 from tests.tiny_sdxl import write_tiny
 
 QUERY = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -227,6 +228,15 @@ def test_several_loras_add_up_and_selecting_again_starts_from_pristine_weights(
     assert torch.equal(_weight(model), both)
 
 
+def test_a_weight_and_its_opposite_cancel(model: SdxlModel, tmp_path: Path) -> None:
+    before = _weight(model)
+    path = _lora(tmp_path, _plain(UP, DOWN))
+
+    model.loras.select([LoraChoice(path, 0.7), LoraChoice(path, -0.7)])
+
+    torch.testing.assert_close(_weight(model), before)
+
+
 def _plain(up: Tensor, down: Tensor) -> dict[str, Tensor]:
     return {f"{QUERY_KOHYA}.lora_up.weight": up, f"{QUERY_KOHYA}.lora_down.weight": down}
 
@@ -282,7 +292,7 @@ def test_half_precision_weights_are_merged_in_float32_and_restored_exactly(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
     path = write_tiny(tmp_path_factory.mktemp("half") / "tiny.safetensors")
-    half = ModelStore(choose_policy("cpu", precision="bf16")).base(path)
+    half = ModelStore(widened_policy("bf16")).base(path)
     before = _weight(half)
     small = _plain(UP * 0.1, DOWN * 0.1)
 
@@ -292,3 +302,60 @@ def test_half_precision_weights_are_merged_in_float32_and_restored_exactly(
 
     assert torch.equal(merged, (before.float() + 3 * (UP * 0.1) @ (DOWN * 0.1)).to(torch.bfloat16))
     assert torch.equal(_weight(half), before)
+
+
+@pytest.mark.parametrize("by_output", [True, False], ids=["output channels", "input channels"])
+@pytest.mark.parametrize(
+    ("layer", "kohya", "down_shape"), [(QUERY, QUERY_KOHYA, (4, 64)), (CONV, CONV_KOHYA, (4, 64, 3, 3))]
+)
+def test_dora_gives_the_changed_weight_norms_of_its_own(
+    model: SdxlModel, tmp_path: Path, layer: str, kohya: str, down_shape: tuple[int, ...], by_output: bool
+) -> None:
+    """DoRA, arXiv:2402.09353, eq. 5, at half its strength; magnitudes per output, or per input as LyCORIS once did."""
+    before = _weight(model, layer)
+    down = _random(*down_shape, seed=3)
+    ones = [1] * (before.ndim - 2)
+    magnitude = _random(64, seed=4).abs().reshape([64, 1, *ones] if by_output else [1, 64, *ones]) + 0.5
+    tensors = {
+        f"{kohya}.lora_up.weight": UP.reshape(64, 4, *ones),
+        f"{kohya}.lora_down.weight": down,
+        f"{kohya}.alpha": torch.tensor(2.0),
+        f"{kohya}.dora_scale": magnitude,
+    }
+
+    model.loras.select([LoraChoice(_lora(tmp_path, tensors), 0.5)])
+
+    moved = before + 0.5 * (UP @ down.flatten(1)).reshape(before.shape)
+    axes = [axis for axis in range(before.ndim) if axis != (0 if by_output else 1)]
+    expected = magnitude * moved / moved.square().sum(axes, keepdim=True).sqrt()
+    torch.testing.assert_close(_weight(model, layer), before + 0.5 * (expected - before))
+
+
+@pytest.mark.parametrize("end", ["lora_magnitude_vector", "lora_magnitude_vector.weight"])
+def test_dora_of_diffusers_with_the_norms_of_the_weight_itself_changes_nothing(
+    model: SdxlModel, tmp_path: Path, end: str
+) -> None:
+    before = _weight(model)
+    tensors = {
+        f"unet.{QUERY}.lora_B.weight": torch.zeros(64, 4),
+        f"unet.{QUERY}.lora_A.weight": DOWN,
+        f"unet.{QUERY}.{end}": before.norm(dim=1),
+    }
+
+    (report,) = model.loras.select([LoraChoice(_lora(tmp_path, tensors), 1.0)])
+
+    assert (report.merged, report.unmatched) == (1, ())
+    torch.testing.assert_close(_weight(model), before)
+
+
+def test_dora_of_another_width_is_not_merged_without_its_magnitudes(model: SdxlModel, tmp_path: Path) -> None:
+    tensors = {
+        f"{QUERY_KOHYA}.lora_up.weight": UP,
+        f"{QUERY_KOHYA}.lora_down.weight": DOWN,
+        f"{QUERY_KOHYA}.dora_scale": torch.ones(1, 7),
+    }
+
+    (report,) = model.loras.select([LoraChoice(_lora(tmp_path, tensors), 1.0)])
+
+    assert report.merged == 0
+    assert len(report.unmatched) == 3

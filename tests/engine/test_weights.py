@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from modules.engine import keys
 from modules.engine.device import choose_policy
+from modules.engine.formats import NumberFormat
 from modules.engine.store import ModelStore
 from modules.engine.tensorfile import open_tensor_file
 from modules.engine.weights import (
@@ -27,6 +29,7 @@ from modules.engine.weights import (
     recognise,
 )
 from modules.errors import ModelFileMissing, ModelFileUnusable
+from tests.engine.networks import widened_policy
 from tests.tiny_sdxl import Layout, tiny_tensors, write_tiny
 
 EMBEDDED = Path(__file__).parents[2] / "models" / "embedded" / "focale-tiny.safetensors"
@@ -67,7 +70,7 @@ def test_layouts_are_told_apart_by_shapes(folder: Path, layout: str, architectur
 @pytest.mark.parametrize("layout", ["sdxl", "refiner", "sd15"])
 def test_unet_equals_the_one_of_the_diffusers_converter(folder: Path, layout: Layout) -> None:
     file = open_tensor_file(folder / f"{layout}.safetensors")
-    unet = build_unet(file, recognise(file), dtype=torch.float16)
+    unet = build_unet(file, recognise(file), number_format=NumberFormat.plain(torch.float16))
 
     converted = convert_ldm_unet_checkpoint(tiny_tensors(layout), dict(unet.config))
 
@@ -77,7 +80,7 @@ def test_unet_equals_the_one_of_the_diffusers_converter(folder: Path, layout: La
 def test_distilled_unet_with_uneven_depths_runs(folder: Path) -> None:
     file = open_tensor_file(folder / "ssd1b.safetensors")
     facts = recognise(file)
-    unet = build_unet(file, facts, dtype=torch.float32)
+    unet = build_unet(file, facts, number_format=NumberFormat.plain(torch.float32))
     depths = [len(attention.transformer_blocks) for attention in unet.up_blocks[0].attentions]
 
     with torch.inference_mode():
@@ -96,14 +99,14 @@ def test_distilled_unet_with_uneven_depths_runs(folder: Path) -> None:
 
 def test_vae_equals_the_one_of_the_diffusers_converter(folder: Path) -> None:
     file = open_tensor_file(folder / "sdxl.safetensors")
-    vae = build_vae(file, scaling_factor=0.13025, dtype=torch.float16)
+    vae = build_vae(file, scaling_factor=0.13025, number_format=NumberFormat.plain(torch.float16))
 
     _assert_equal_states(vae.state_dict(), convert_ldm_vae_checkpoint(tiny_tensors(), dict(vae.config)))
 
 
 def test_second_text_encoder_equals_the_one_of_the_diffusers_converter(folder: Path) -> None:
     file = open_tensor_file(folder / "sdxl.safetensors")
-    tower = build_clip_g(file, G_PREFIX, dtype=torch.float16)
+    tower = build_clip_g(file, G_PREFIX, number_format=NumberFormat.plain(torch.float16))
 
     converted = convert_open_clip_checkpoint(tower, tiny_tensors(), prefix=G_PREFIX)
 
@@ -111,7 +114,9 @@ def test_second_text_encoder_equals_the_one_of_the_diffusers_converter(folder: P
 
 
 def test_first_text_encoder_has_every_tensor_of_the_file(folder: Path) -> None:
-    tower = build_clip_l(open_tensor_file(folder / "sdxl.safetensors"), L_PREFIX, dtype=torch.float16)
+    tower = build_clip_l(
+        open_tensor_file(folder / "sdxl.safetensors"), L_PREFIX, number_format=NumberFormat.plain(torch.float16)
+    )
     original = {name.removeprefix(L_PREFIX): t for name, t in tiny_tensors().items() if name.startswith(L_PREFIX)}
 
     _assert_equal_states(tower.state_dict(), original)
@@ -128,7 +133,7 @@ def _assert_equal_states(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> 
 
 def test_tensors_of_the_right_format_are_not_copied(folder: Path) -> None:
     file = open_tensor_file(folder / "sdxl.safetensors")
-    unet = build_unet(file, recognise(file), dtype=torch.float16)
+    unet = build_unet(file, recognise(file), number_format=NumberFormat.plain(torch.float16))
 
     mapped = file.read(f"{keys.UNET_PREFIX}input_blocks.1.0.in_layers.2.weight")
 
@@ -141,9 +146,12 @@ def test_embedded_model_tells_what_its_shapes_cannot() -> None:
 
     assert facts.architecture is Architecture.SDXL
     assert (facts.native_size, facts.time_id_width, facts.pooled_width) == (128, 32, 192)
-    assert build_clip_l(file, L_PREFIX, dtype=torch.float32).config.num_attention_heads == 4
-    assert build_clip_g(file, G_PREFIX, dtype=torch.float32).config.num_attention_heads == 6
-    assert build_vae(file, scaling_factor=0.13025, dtype=torch.float32).config.norm_num_groups == 16
+    assert build_clip_l(file, L_PREFIX, number_format=NumberFormat.plain(torch.float32)).config.num_attention_heads == 4
+    assert build_clip_g(file, G_PREFIX, number_format=NumberFormat.plain(torch.float32)).config.num_attention_heads == 6
+    assert (
+        build_vae(file, scaling_factor=0.13025, number_format=NumberFormat.plain(torch.float32)).config.norm_num_groups
+        == 16
+    )
     assert facts.latent_rgb.bias != (0.0, 0.0, 0.0)
 
 
@@ -275,7 +283,8 @@ def test_vae_file_in_either_naming_gives_the_same_vae(tmp_path: Path, folder: Pa
     prefix = keys.VAE_PREFIX
     original = {n.removeprefix(prefix): t for n, t in tiny_tensors().items() if n.startswith(prefix)}
     save_file(original, tmp_path / "original.safetensors")
-    save_file(inside.state_dict(), tmp_path / "diffusers.safetensors")
+    plain = {name: tensor.contiguous() for name, tensor in inside.state_dict().items()}
+    save_file(plain, tmp_path / "diffusers.safetensors")
 
     for name in ("original", "diffusers"):
         vae = store.vae(tmp_path / f"{name}.safetensors", scaling_factor=0.13025)
@@ -304,15 +313,24 @@ def test_metadata_of_preview_colours_is_read(tmp_path: Path) -> None:
     assert facts.latent_rgb.bias == (0.5, 0.0, 0.0)
 
 
-def test_half_precision_convolutions_get_the_fast_layout(folder: Path) -> None:
-    policy = choose_policy("cpu", precision="bf16", vae_precision="bf16")
-    half = ModelStore(policy).base(folder / "sdxl.safetensors")
+def test_convolutions_get_the_fast_layout_unless_they_are_views_of_the_file(folder: Path) -> None:
     plain = _store().base(folder / "sdxl.safetensors")
+    widened = ModelStore(widened_policy("fp16")).base(folder / "sdxl.safetensors")
 
     for network in ("unet", "vae"):
-        weight = getattr(half, network).get_parameter(CONVOLUTION[network])
-        assert weight.is_contiguous(memory_format=torch.channels_last)
-        assert getattr(plain, network).get_parameter(CONVOLUTION[network]).is_contiguous()
+        assert (
+            getattr(plain, network).get_parameter(CONVOLUTION[network]).is_contiguous(memory_format=torch.channels_last)
+        )
+    assert widened.unet.get_parameter(CONVOLUTION["unet"]).is_contiguous()
+
+
+def test_networks_go_to_the_device_and_the_vae_to_its_own(folder: Path) -> None:
+    policy = replace(choose_policy("cpu", precision="fp32"), device=torch.device("meta"))
+
+    model = ModelStore(policy).base(folder / "sdxl.safetensors")
+
+    assert model.unet.device.type == model.clip_l.device.type == model.clip_g.device.type == "meta"
+    assert model.vae.device.type == "cpu"
 
 
 def test_shards_of_a_name_with_brackets_are_found(tmp_path: Path) -> None:

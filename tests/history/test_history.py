@@ -362,3 +362,87 @@ def test_pages_equal_a_plain_scan(tmp_path_factory: pytest.TempPathFactory, seed
 )
 def test_words(text: str, words: list[str]) -> None:
     assert words_of(text) == words
+
+
+# What is at hand
+
+
+def test_a_record_is_at_hand_once_it_was_read_and_until_it_changes(tmp_path):
+    with History(tmp_path, sync="never") as history:
+        history.add(Record(task_id="a", task_status=TaskStatus.FINISHED, progress=50))
+        assert history.at_hand("a") is None
+        assert history.at_hand("unknown") is None
+        first = history.get("a")
+        assert history.at_hand("a") is first is history.get("a")
+        history.update("a", progress=60)
+        assert history.at_hand("a") is None
+        assert history.get("a").progress == 60
+        history.storage.compact()
+        assert history.get("a").progress == 60
+        history.delete(["a"])
+        assert history.at_hand("a") is None
+        assert history.get("a") is None
+
+
+def test_a_waiting_record_is_never_at_hand(tmp_path):
+    with History(tmp_path, sync="never") as history:
+        history.add(Record(task_id="a"))
+        assert history.get("a") is not None
+        assert history.at_hand("a") is None
+
+
+def test_a_page_is_at_hand_when_all_its_records_are(tmp_path):
+    with History(tmp_path, sync="never") as history:
+        history.add_many(
+            Record(task_id=str(number), task_status=TaskStatus.FINISHED, in_queue_mills=number) for number in range(30)
+        )
+        assert history.page_at_hand() is None
+        page = history.page(page_size=5)
+        assert history.page_at_hand(page_size=5) == page
+        assert history.page_at_hand(page_size=6) is None
+        assert history.page_at_hand(page_size=5, start_mills=25) == page
+        history.page(page_size=5, page=1, end_mills=20)
+        assert [record.task_id for record in history.page_at_hand(page_size=2, page=3, end_mills=20)] == ["14", "13"]
+        history.delete(["27"])
+        assert history.page_at_hand(page_size=5) is None, "one of the page was never read"
+        assert [record.task_id for record in history.page(page_size=5)] == ["29", "28", "26", "25", "24"]
+
+
+def test_nobody_waits_for_what_is_at_hand(tmp_path):
+    """While another thread holds the records, the answer is: ask again, from a thread."""
+    with History(tmp_path, sync="never") as history:
+        history.add(Record(task_id="a", task_status=TaskStatus.FINISHED))
+        history.get("a")
+        is_held, may_go = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with history.storage.state_lock:
+                is_held.set()
+                may_go.wait(10)
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        is_held.wait(10)
+        assert history.at_hand("a") is None
+        assert history.page_at_hand() is None
+        may_go.set()
+        holder.join()
+        assert history.at_hand("a") is not None
+
+
+def test_a_clock_that_went_back_leaves_windows_to_threads(tmp_path):
+    with History(tmp_path, sync="never") as history:
+        for number, mills in enumerate((10, 30, 20)):
+            history.add(Record(task_id=str(number), task_status=TaskStatus.FINISHED, in_queue_mills=mills))
+        history.page()
+        assert history.page_at_hand() is not None
+        assert history.page_at_hand(start_mills=15) is None
+
+
+def test_only_the_newest_records_read_are_kept_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("modules.history._REMEMBERED", 3)
+    with History(tmp_path, sync="never") as history:
+        history.add_many(Record(task_id=str(number), task_status=TaskStatus.FINISHED) for number in range(5))
+        for number in range(5):
+            history.get(str(number))
+        assert [history.at_hand(str(number)) is not None for number in range(5)] == [False, False, True, True, True]

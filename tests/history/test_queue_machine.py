@@ -32,6 +32,8 @@ class ManualEngine:
         self.wishes: list[tuple[str, Action]] = []
         self.waits_for = ""
 
+    def begin(self) -> None: ...
+
     async def start(self) -> None: ...
 
     async def close(self) -> None: ...
@@ -129,10 +131,23 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule()
     def crash_server(self) -> None:
-        """The server is gone without a word; the next one reads what it left."""
+        """The server is gone without a word; the next one reads what it left, and keeps the order."""
+        waiting = [job.task_id for job in self.queue.waiting]
+        running = [self.queue.running.task_id] if self.queue.running else []
         self.loop.run_until_complete(self.queue.close())
         self.history.close()
         self._boot()
+        later = [job.task_id for job in [self.queue.running, *self.queue.waiting] if job is not None]
+        assert [task_id for task_id in later if task_id not in running] == waiting
+
+    @precondition(lambda self: bool(self.queue.waiting))
+    @rule(number=st.integers(0, 9), position=st.integers(0, 9))
+    def move(self, number: int, position: int) -> None:
+        waiting = [job.task_id for job in self.queue.waiting]
+        task_id = waiting.pop(number % len(waiting))
+        self._do(self.queue.move, task_id, position)
+        waiting.insert(position, task_id)
+        assert [job.task_id for job in self.queue.waiting] == waiting
 
     @rule(number=st.integers(0, 20))
     def delete(self, number: int) -> None:

@@ -3,7 +3,7 @@
 import faulthandler
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,15 @@ import pytest
 
 from extensions.rest_api.extension import RestApi
 from modules.extensions import Extension, Services
-from modules.files import Catalogue
 from modules.handlers import Handlers
 from modules.history import History
 from modules.jobs import JobQueue
+from modules.provision import Provision
+from modules.resources import Resources
 from modules.serving import Application, Page, assemble
 from modules.settings import Settings
 from modules.signing import UrlSigner
 from modules.state import ServerState
-from modules.styles import load_styles
 from tests.fakes import FakeEngine, NoCheck
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,7 +67,10 @@ def make_services(settings: Settings) -> tuple[Services, FakeEngine, NoCheck, Hi
     """Services over a fake engine."""
     outputs = settings.paths.outputs
     history, engine, check = History(outputs, sync="never"), FakeEngine(outputs), NoCheck()
-    jobs = JobQueue(engine, history, limit=settings.queue_limit)
+    resources = Resources(settings)
+    # No test may reach the network; one that wants downloads names a mirror on this machine.
+    provision = Provision(settings if settings.hf_mirror else replace(settings, offline=True), resources)
+    jobs = JobQueue(engine, history, preparer=provision, limit=settings.queue_limit)
     state = ServerState(outputs / "settings_state.json")
     handlers = Handlers(
         queue=jobs, history=history, check=check, tools=engine, output_root=outputs,
@@ -75,7 +78,7 @@ def make_services(settings: Settings) -> tuple[Services, FakeEngine, NoCheck, Hi
     )  # fmt: skip
     services = Services(
         settings=settings, state=state, handlers=handlers, jobs=jobs, history=history,
-        files=Catalogue.of(settings.paths), styles=load_styles(ROOT / "presets" / "styles"),
+        resources=resources, provision=provision,
         signer=UrlSigner(state.secret, enabled=bool(settings.api_keys)),
     )  # fmt: skip
     return services, engine, check, history

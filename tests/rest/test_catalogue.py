@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from modules.errors import ModelFileMissing
+from modules.loads import ModelLoad, tell
 from tests.fakes import png_base64
-from tests.rest.conftest import Running
+from tests.rest.conftest import Running, running_server
 
 PNG = base64.b64decode(png_base64())
 
@@ -129,6 +130,24 @@ async def test_metrics_count_tasks_pictures_and_routes(server: Running):
     assert steps == ["focale_step_seconds_count 6.0"]
     assert "process_resident_memory_bytes" in text
     assert "focale_worker_resident_bytes" in text
+
+
+async def test_metrics_count_loads_of_models_by_kind(server: Running):
+    tell(ModelLoad("checkpoint", "a.safetensors", 2.5))
+    tell(ModelLoad("checkpoint", "b.safetensors", 0.5))
+    tell(ModelLoad("lora", "c.safetensors", 0.25))
+    text = (await server.client.get("/metrics")).text
+    assert 'focale_model_loads_total{kind="checkpoint"} 2.0' in text
+    assert 'focale_model_loads_total{kind="lora"} 1.0' in text
+    assert 'focale_model_load_seconds_sum{kind="checkpoint"} 3.0' in text
+    assert "safetensors" not in text
+
+
+async def test_a_server_that_ended_hears_of_no_more_loads(tmp_path):
+    async with running_server(tmp_path) as server:
+        metrics = server.rest._api.metrics
+    tell(ModelLoad("checkpoint", "a.safetensors", 2.5))
+    assert b'kind="checkpoint"' not in metrics.render()[0]
 
 
 async def test_health_and_readiness(server: Running):

@@ -17,10 +17,11 @@ from tests.rest.conftest import ROOT, Running, Serve
 from tests.rest.live import Live, live_server
 
 REST_PATHS = {
-    "/v1/engine/generate/", "/v1/engine/control/", "/v1/tools/describe-image", "/v1/tools/generate_mask", "/tasks",
-    "/tasks/{task_id}", "/tasks/{task_id}/cancel", "/tasks/{task_id}/events", "/v1/engines/all-models",
-    "/v1/engines/styles", "/v1/engines/presets", "/v1/engines/samplers", "/v1/engines/schedulers", "/v1/engines/vaes",
-    "/outputs/{date}/{file}", "/inputs/{file}", "/ping", "/healthz", "/readyz", "/metrics",
+    "/v1/engine/generate/", "/v1/engine/control/", "/v1/engine/queue/", "/v1/tools/describe-image",
+    "/v1/tools/generate_mask", "/tasks", "/tasks/{task_id}", "/tasks/{task_id}/cancel", "/tasks/{task_id}/events",
+    "/v1/engines/all-models", "/v1/engines/styles", "/v1/engines/presets", "/v1/engines/samplers",
+    "/v1/engines/schedulers", "/v1/engines/vaes", "/outputs/{date}/{file}", "/inputs/{file}", "/ping", "/healthz",
+    "/readyz", "/metrics",
 }  # fmt: skip
 
 

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from modules.events import Failed
-from tests.fakes import fake_picture
+from tests.fakes import fake_picture, png_base64
 from tests.rest.conftest import Running, Serve
+from tests.rest.live import live_server
 
 
 def picture_of(content: bytes) -> Image.Image:
@@ -269,6 +270,70 @@ async def test_two_calls_at_once_with_one_idempotency_key_make_one_task(server: 
     assert len(server.engine.runs) == 1
 
 
+async def test_two_different_calls_at_once_with_one_idempotency_key_are_one_task_and_one_refusal(server: Running):
+    headers = {"Idempotency-Key": "twice"}
+    replies = await asyncio.gather(*(server.generate({"prompt": str(n % 2)}, headers=headers) for n in range(6)))
+    assert sorted(reply.status_code for reply in replies) == [200] * 3 + [422] * 3
+    assert len({reply.json()["task_id"] for reply in replies if reply.status_code == 200}) == 1
+    assert len(server.engine.runs) == 1
+
+
+def assert_refused(reply: httpx.Response, task_id: str) -> None:
+    assert reply.status_code == 422
+    (detail,) = reply.json()["detail"]
+    assert (detail["type"], detail["loc"]) == ("idempotency_key", ["header", "Idempotency-Key"])
+    assert task_id in detail["msg"]
+    assert "new key" in detail["msg"]
+
+
+@pytest.mark.parametrize("moment", ["waiting", "running", "ended", "long ago"])
+async def test_an_idempotency_key_with_another_request_is_422_whatever_its_task_does(server: Running, moment):
+    headers = {"Idempotency-Key": "order 17"}
+    if moment != "ended":
+        server.engine.hold()
+    if moment == "waiting":
+        await server.accepted()
+        await server.engine.held.wait()
+    body = {"prompt": "apple", "async_process": True}
+    task_id = (await server.generate(body, headers=headers)).json()["task_id"]
+    if moment == "running":
+        await server.engine.held.wait()
+    if moment == "long ago":
+        server.engine.release()
+        await server.ended(task_id)
+        server.services.jobs.forget(task_id)
+    assert_refused(await server.generate({**body, "prompt": "pear"}, headers=headers), task_id)
+    again = await server.generate({**body, "prompt": "apple"}, headers=headers)
+    assert (again.status_code, again.json()["task_id"]) == (200, task_id)
+    server.engine.release()
+    await server.ended(task_id)
+
+
+async def test_an_idempotency_key_knows_the_request_by_what_it_says(server: Running):
+    first = (await server.generate({"prompt": "apple", "image_seed": 5}, headers={"Idempotency-Key": '"a"'})).json()
+    spellings = [{"image_seed": "5", "prompt": "apple"}, {"prompt": "apple", "image_seed": 5, "nonsense": 1}]
+    for body in spellings:
+        again = await server.generate(body, headers={"Idempotency-Key": "a"})
+        assert again.json() == first
+    picture = {"prompt": "apple", "image_seed": 5, "uov_input_image": png_base64()}
+    assert_refused(await server.generate(picture, headers={"Idempotency-Key": "a"}), first["task_id"])
+    other = {"image_seed": 5, "prompt": "apple", "image_number": 2}
+    assert_refused(await server.generate(other, headers={"Idempotency-Key": "a"}), first["task_id"])
+
+
+async def test_a_key_that_is_too_long_is_422_naming_the_header(server: Running):
+    reply = await server.generate({}, headers={"Idempotency-Key": "x" * 201})
+    assert (reply.status_code, reply.json()["detail"][0]["loc"]) == (422, ["header", "Idempotency-Key"])
+
+
+async def test_a_deleted_task_gives_its_idempotency_key_free(server: Running):
+    headers = {"Idempotency-Key": "k"}
+    first = (await server.generate({"prompt": "apple"}, headers=headers)).json()
+    await server.client.delete(f"/tasks/{first['task_id']}")
+    assert (await server.generate({"prompt": "pear"}, headers=headers)).status_code == 200
+    assert len(server.engine.runs) == 2
+
+
 async def test_an_idempotency_key_holds_across_a_restart(serve: Serve, tmp_path):
     from tests.rest.conftest import running_server
 
@@ -277,6 +342,7 @@ async def test_an_idempotency_key_holds_across_a_restart(serve: Serve, tmp_path)
         first = (await before.generate(headers=headers)).json()
     async with running_server(tmp_path) as later:
         again = (await later.generate(headers=headers)).json()
+        assert_refused(await later.generate({"prompt": "pear"}, headers=headers), first["task_id"])
         assert later.engine.runs == []
     assert again["task_id"] == first["task_id"]
 
@@ -292,6 +358,27 @@ async def test_a_key_that_is_no_header_text_is_still_listed(server: Running):
     assert reply.status_code == 200
     assert "x-evil" not in reply.headers
     assert reply.headers["x-ignored-fields"].startswith("gr%C3%B6")
+
+
+@pytest.mark.parametrize(
+    ("keys", "shown"),
+    [
+        (["0", ""], '0, ""'),
+        ([""], '""'),
+        ([" a "], "%20a%20"),
+        (["\t", "\x00", "\x7f"], "%09, %00, %7F"),
+        (["a b", "c,d"], "a%20b, c%2Cd"),
+        (["x" * 99] * 1 + [f"{number:098}" for number in range(30)], None),
+    ],
+)
+async def test_whatever_keys_a_request_has_the_reply_is_valid_http(tmp_path, keys, shown):
+    """Over a socket: only there a header is looked at."""
+    body = {"disable_preview": True, **dict.fromkeys(keys)}
+    async with live_server(tmp_path) as live, httpx.AsyncClient() as client:
+        reply = await client.post(live.api_url + "/v1/engine/generate/", json=body)
+    assert reply.status_code == 200
+    assert reply.headers["x-ignored-fields"] == shown or shown is None
+    assert len(reply.headers["x-ignored-fields"]) <= 1000
 
 
 # -- configured defaults --------------------------------------------------------------------------------------------

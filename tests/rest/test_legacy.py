@@ -319,6 +319,16 @@ async def test_the_old_webhook_body(server: Running):
     assert body["job_result"][0]["url"].startswith("http://")
 
 
+async def test_an_idempotency_key_works_on_old_routes_too(server: Running):
+    headers = {"Idempotency-Key": "k"}
+    first, again = [(await server.client.post(T2I, json={"prompt": "apple"}, headers=headers)).json() for _ in range(2)]
+    assert first == again
+    (record,) = server.engine.runs
+    assert first[0]["url"].endswith(f"/{uuid.UUID(record.task_id)}-0.png")
+    other = await server.client.post(T2I, json={"prompt": "pear"}, headers=headers)
+    assert (other.status_code, other.json()["body"]) == (422, {"prompt": "pear"})
+
+
 async def test_the_old_routes_can_be_left_out(serve: Serve):
     server = await serve("--no-legacy-api")
     for path in (T2I, "/v2/generation/image-prompt", "/v1/generation/stop"):

@@ -168,6 +168,11 @@ async def test_a_client_that_goes_away_while_its_task_waits(tmp_path, wants):
         assert job.record.task_status.value == {"continue": "finished", "stop": "stop"}[wants]
 
 
+async def test_a_connection_outlives_the_pauses_between_polls(tmp_path):
+    async with live_server(tmp_path) as live:
+        assert live.server.config.timeout_keep_alive >= 60
+
+
 async def test_shutting_down_ends_streams_cleanly_and_calls_with_503(tmp_path):
     began_s = 0.0
     async with httpx.AsyncClient(timeout=20) as client:

@@ -412,6 +412,33 @@ async def test_watching_a_task_and_going_away_does_not_stop_it(tmp_path):
         assert job.record.task_status is TaskStatus.FINISHED
 
 
+async def test_events_tell_each_new_place_in_the_queue_with_resumable_ids(server: Running):
+    server.engine.hold()
+    tasks = [await server.accepted() for _ in range(4)]
+    await server.engine.held.wait()
+    last = f"/tasks/{tasks[3]}/events"
+    early = asyncio.create_task(server.client.get(last))
+    while not server.application.front._in_work:
+        await asyncio.sleep(0)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    await server.client.post(f"/tasks/{tasks[1]}/cancel")
+    for _ in range(20):
+        await asyncio.sleep(0)
+    late = asyncio.create_task(server.client.get(last))
+    while len(server.application.front._in_work) < 2:
+        await asyncio.sleep(0)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    server.engine.release()
+    told = [events_of((await reply).text) for reply in (early, late)]
+    places = [[data["position"] for _id, name, data in events if name == "queued"] for events in told]
+    assert places == [[3, 2, 1], [2, 1]], "who comes late hears the place of that moment first"
+    assert all("eta_seconds" in data for _id, name, data in told[0] if name == "queued")
+    resumed = await server.client.get(last, headers={"Last-Event-ID": told[0][2][0]})
+    assert events_of(resumed.text)[0][1] == "started"
+
+
 async def test_eta_appears_once_something_is_measured(server: Running):
     await server.generate()
     server.engine.hold(at_step=3)
@@ -434,3 +461,129 @@ async def test_two_hundred_followers_all_get_every_result_and_the_end(server: Ru
     for reply in await asyncio.gather(*followers):
         names = [name for _id, name, _data in events_of(reply.text)]
         assert [name for name in names if name in ("image", "finished")] == ["image"] * 3 + ["finished"]
+
+
+async def test_what_was_read_before_is_answered_without_a_thread(server: Running, monkeypatch):
+    """On a busy machine each change of threads costs more than the answer."""
+    import anyio.to_thread
+
+    task_id = (await server.generate({"disable_preview": True})).json()["task_id"]
+    paths = ("/tasks", "/tasks?query=history&page_size=1", f"/tasks/{task_id}", "/ping")
+    server.services.jobs.forget(task_id)  # from now on the history alone knows it
+    before = [(await server.client.get(path)).content for path in paths]
+    hops: list[object] = []
+
+    async def counted(work, *args, **options):
+        hops.append(work)
+        return work(*args)
+
+    monkeypatch.setattr(asyncio, "to_thread", counted)
+    monkeypatch.setattr(anyio.to_thread, "run_sync", counted)
+    assert [(await server.client.get(path)).content for path in paths] == before
+    assert hops == []
+    await server.client.get("/tasks?page_size=60")
+    assert hops, "a long list is read by a thread"
+
+
+async def test_a_list_shows_what_changed_since_it_was_shown(server: Running):
+    first, second = [(await server.generate()).json() for _ in range(2)]
+    shown = (await server.client.get("/tasks")).json()["history"]
+    assert shown == [second, first]
+    elsewhere = await server.client.get("/tasks", headers={"host": "localhost:7866"})
+    assert elsewhere.json()["history"][0]["result"][0].startswith("http://localhost:7866/")
+    await server.client.delete(f"/tasks/{first['task_id']}")
+    third = (await server.generate()).json()
+    assert (await server.client.get("/tasks")).json()["history"] == [third, second]
+
+
+# -- searching --------------------------------------------------------------------------------------------------------
+
+
+def told(server: Running, hours: int, prompt: str, **fields) -> str:
+    """A finished record of a prompt."""
+    params = {
+        "style_selections": fields.pop("styles", ()),
+        "base_model_name": fields.pop("asked_model", "a.safetensors"),
+    }
+    request = GenerationRequest(prompt=prompt, **params)
+    moment = round(NOON.timestamp() * 1000) + hours * HOUR_MS
+    values = {"task_status": TaskStatus.FINISHED, "in_queue_mills": moment, **fields}
+    return server.history.add(Record(task_id=f"{hours:032x}", req_params=to_params(request), **values)).task_id
+
+
+@pytest.fixture
+def searched(server: Running) -> list[str]:
+    """Ids of four tasks, oldest first."""
+    return [
+        told(server, 1, "a red apple", styles=["SAI Anime"], seeds=(7, 8), source=Source.API),
+        told(server, 2, "two Red apples", model="b.safetensors", seeds=(9,), source=Source.WEBUI),
+        told(server, 3, "a green pear", styles=["sai anime"], asked_model="b.safetensors", task_status=TaskStatus.STOP),
+        told(server, 4, "ein roter Apfel", seeds=(7,), task_status=TaskStatus.ERROR, source=Source.CLI),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ({"words": "red"}, [2, 1]),
+        ({"words": "APPLE re"}, [2, 1]),
+        ({"words": "apples"}, [2]),
+        ({"words": "ap"}, [4, 2, 1]),
+        ({"words": "red pear"}, []),
+        ({"words": "  "}, [4, 3, 2, 1]),
+        ({"style": "SAI Anime"}, [3, 1]),
+        ({"model": "B.safetensors"}, [3, 2]),
+        ({"seed": 7}, [4, 1]),
+        ({"seed": "8"}, [1]),
+        ({"status": "finished"}, [2, 1]),
+        ({"status": "stop, ERROR"}, [4, 3]),
+        ({"source": "webui"}, [2]),
+        ({"source": "CLI"}, [4]),
+        ({"words": "a", "model": "a.safetensors", "status": "finished", "source": "api", "seed": 8}, [1]),
+        ({"words": "a", "start_at": "2026-03-01T14:00:00"}, [4, 3, 2]),
+        ({"words": "a", "end_at": "2026-03-01T14:00:00"}, [2, 1]),
+        ({"words": "a", "page_size": 2, "page": 1}, [2, 1]),
+    ],
+)
+async def test_history_is_searched_by_words_style_model_seed_status_source_and_date(server, searched, query, found):
+    assert await history_ids(server, **query) == [searched[number - 1] for number in found]
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"seed": "x"}, "seed"),
+        ({"status": "running"}, "status"),
+        ({"status": "finished,done"}, "status"),
+        ({"source": "phone"}, "source"),
+    ],
+)
+async def test_a_condition_that_makes_no_sense_is_422_naming_it(server: Running, query, field):
+    reply = await server.client.get("/tasks", params=query)
+    assert (reply.status_code, reply.json()["detail"][0]["loc"]) == (422, ["query", field])
+
+
+async def test_conditions_narrow_the_history_alone(server: Running, searched):
+    server.engine.hold()
+    running, waiting = await server.accepted({"prompt": "pear"}), await server.accepted()
+    await server.engine.held.wait()
+    lists = (await server.client.get("/tasks", params={"words": "pear"})).json()
+    assert {name: [record["task_id"] for record in records] for name, records in lists.items()} == {
+        "history": [searched[2]], "current": [running], "pending": [waiting],
+    }  # fmt: skip
+    server.engine.release()
+
+
+async def test_deleting_spares_what_the_conditions_leave_out(server: Running, searched):
+    query = {"action": "delete", "start_at": "2026-03-01T00:00:00", "words": "apple", "status": "finished"}
+    deleted = (await server.client.get("/tasks", params=query)).json()["history"]
+    assert [record["task_id"] for record in deleted] == [searched[1], searched[0]]
+    assert await history_ids(server) == [searched[3], searched[2]]
+
+
+async def test_a_new_task_is_found_by_its_words_at_once(server: Running, searched):
+    assert await history_ids(server, words="quince") == []
+    task_id = (await server.generate({"prompt": "a quince"})).json()["task_id"]
+    assert await history_ids(server, words="quince") == [task_id]

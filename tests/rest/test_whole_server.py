@@ -1,5 +1,6 @@
 """Page and API together behind one key: a walk over every route of both."""
 
+import asyncio
 import re
 from collections.abc import Iterator
 
@@ -65,3 +66,29 @@ async def test_the_page_is_whole_beside_the_api(tmp_path):
         assert (await client.get(live.page_url + "/ping")).text == "pong"
         evil = await client.post(live.page_url + "/gradio_api/queue/join", headers={"origin": "https://evil.example"})
         assert evil.status_code == 403
+
+
+@pytest.mark.slow
+async def test_with_persons_nothing_of_the_page_is_open_and_gradios_own_client_can_log_in(tmp_path):
+    from gradio_client import Client
+
+    pages: list[Page] = []
+
+    def make(services: Services) -> Page:
+        pages.append(the_page(services))
+        return pages[0]
+
+    async with live_server(tmp_path, "--auth", "ann:apple", page=make) as live, httpx.AsyncClient() as client:
+        owned = live.server._application.asgi._owners
+        walk = {(method, path) for method, path in gradio_paths(pages[0]) if path.split("/")[1] not in owned}
+        assert len(walk) > 60
+        for method, path in sorted(walk):
+            assert (await client.request(method, live.page_url + path)).status_code == 403, path
+
+        def log_in() -> dict:
+            known = Client(live.page_url, auth=("ann", "apple"), verbose=False)
+            return known.view_api(return_format="dict", print_info=False)
+
+        assert (await asyncio.to_thread(log_in))["named_endpoints"]
+        await client.post(live.page_url + "/login", data={"username": "ann", "password": "apple"})
+        assert "--auth guards the page alone" in (await client.get(live.page_url + "/config")).text

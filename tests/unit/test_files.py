@@ -233,3 +233,32 @@ def test_rebuild_forgets_and_computes_in_threads(tmp_path: Path) -> None:
     cache.rebuild(models, threads=3)
     lines = (tmp_path / "hash_cache.txt").read_text().splitlines()
     assert sorted(json.loads(line)["path"] for line in lines) == [str(model) for model in models]
+
+
+def test_changes_are_noticed_in_every_folder_without_reading_what_did_not_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loras" / "sub").mkdir(parents=True)
+    catalogue = Catalogue({Kind.LORA: [tmp_path / "loras"], Kind.VAE: [tmp_path / "vae"]})
+    assert (catalogue.names(Kind.LORA), catalogue.names(Kind.VAE)) == ([], [])
+    (tmp_path / "loras" / "sub" / "new.safetensors").write_bytes(b"")
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "new.safetensors").write_bytes(b"")
+    catalogue.notice_changes()
+    assert (catalogue.names(Kind.LORA), catalogue.names(Kind.VAE)) == (["sub/new.safetensors"], ["new.safetensors"])
+    (tmp_path / "vae" / "new.safetensors").unlink()
+    catalogue.notice_changes()
+    assert catalogue.names(Kind.VAE) == []
+    monkeypatch.setattr(catalogue, "_scan", lambda kind: pytest.fail(f"{kind} was read again"))
+    catalogue.notice_changes()
+
+
+def test_promised_files_are_listed_and_nothing_else_changes(tmp_path: Path) -> None:
+    (tmp_path / "loras").mkdir()
+    (tmp_path / "loras" / "here.safetensors").write_bytes(b"")
+    catalogue = Catalogue({Kind.LORA: [tmp_path / "loras"], Kind.VAE: [tmp_path / "vae"]})
+    promised = catalogue.with_files(Kind.LORA, ["soon.safetensors"])
+    assert promised.find(Kind.LORA, "soon.safetensors") == tmp_path / "loras" / "soon.safetensors"
+    assert promised.find(Kind.LORA, "here.safetensors") is not None
+    assert promised.find(Kind.VAE, "soon.safetensors") is None
+    assert catalogue.find(Kind.LORA, "soon.safetensors") is None

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # The order of the story; a module may import, directly or through others, its own row and the rows above.
 ORDER = (
     ("modules.errors", "modules.choices"),
-    ("modules.params", "modules.settings", "modules.events"),
+    ("modules.params", "modules.settings", "modules.events", "modules.loads"),
     ("modules.request",),
     ("modules.images", "modules.files"),
     ("modules.prompts", "modules.presets", "modules.metadata", "modules.jobs"),

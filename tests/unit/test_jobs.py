@@ -8,6 +8,7 @@ import pytest
 
 from modules.choices import Source, TaskStatus
 from modules.errors import QueueFull, WorkerDied
+from modules.event_log import EventLog
 from modules.events import (
     Event,
     Failed,
@@ -60,6 +61,8 @@ class ScriptedEngine:
         self.scripts: defaultdict[str, asyncio.Queue[Event | Exception]] = defaultdict(asyncio.Queue)
         self.wishes: list[tuple[str, str]] = []
         self.taken: asyncio.Queue[Record] = asyncio.Queue()
+
+    def begin(self) -> None: ...
 
     async def start(self) -> None: ...
 
@@ -151,6 +154,13 @@ async def test_a_late_follower_hears_everything_but_stale_progress(queue: JobQue
         "Queued", "Started", "Progress", "ImageSaved", "Finished",
     ]  # fmt: skip
     assert job.log.progress == Progress(20, "two")
+
+
+def test_an_ended_task_keeps_its_last_step_but_not_the_picture_of_it() -> None:
+    log = EventLog()
+    log.append(Progress(40, "half way", preview=b"jpeg", step=12))
+    log.append(Finished())
+    assert log.progress == Progress(40, "half way", preview=None, step=12)
 
 
 async def test_a_follower_can_resume_after_a_number(queue: JobQueue, engine: ScriptedEngine) -> None:
@@ -330,7 +340,7 @@ async def test_waiting_tasks_can_be_reordered(queue: JobQueue, engine: ScriptedE
     running = await submit(queue)
     await engine.taken.get()
     second, third = await submit(queue), await submit(queue)
-    queue.move(third.task_id, 0)
+    await queue.move(third.task_id, 0)
     assert [job.task_id for job in queue.waiting] == [third.task_id, second.task_id]
     for job in (running, second, third):
         engine.say(job, Finished())

@@ -109,11 +109,24 @@ def test_installs_once_and_again_when_the_file_changes(tmp_path: Path, machine: 
     file = requirements(tmp_path, "torch==2.13.0\nx==1\n")
     launch.ensure_installed("py", str(tmp_path), file)
     assert machine.pip() == [["torch==2.13.0+cpu"], ["--requirement", file]]
+    before = len(machine.commands)
     launch.ensure_installed("py", str(tmp_path), file)
-    assert len(machine.commands) == 2
+    assert len(machine.commands) == before
     machine.torch = "2.13.0+cpu"
     launch.ensure_installed("py", str(tmp_path), requirements(tmp_path, "torch==2.13.0\nx==2\n"))
     assert machine.pip()[2:] == [["--requirement", file]]
+
+
+def test_installing_compiles_focale_itself_where_python_would_not(
+    tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "one.py").write_text("x = 1\n")
+    monkeypatch.setattr(launch, "ROOT", str(tmp_path))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setattr(launch, "call", lambda command: subprocess.call(command) if "compileall" in command else 0)
+    launch.ensure_installed(sys.executable, str(tmp_path), requirements(tmp_path, "x==1\n"))
+    assert list((tmp_path / "modules" / "__pycache__").glob("one.*.pyc"))
 
 
 def test_failed_installation_is_tried_again_even_for_the_former_file(tmp_path: Path, machine: Machine) -> None:
@@ -209,7 +222,7 @@ def test_test_command_runs_pytest_with_its_arguments(monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(ROOT)
     copy_of_program(tmp_path, "")
     assert launch.main(["test", "-k", "x"]) == 5
-    side_by_side = ["-n", "2", "--dist", "loadfile"]
+    side_by_side = ["-n", "2", "--dist", "loadfile", "--max-worker-restart", "1"]
     assert ran == [[str(tmp_path / ".venv/bin/python"), "-m", "pytest", *side_by_side, "-k", "x"]]
     assert Path.cwd() == tmp_path
 

@@ -14,6 +14,7 @@ from modules.presets import (
     ALLOWED_KEYS,
     FIELD_OF_KEY,
     Preset,
+    PresetFolder,
     apply_preset,
     is_old_default,
     load_preset,
@@ -55,26 +56,60 @@ def test_shipped_presets_load_without_problems_and_make_a_valid_request(name):
     assert len(request.loras) == 5
 
 
+JUGGERNAUT = "juggernautXL_v8Rundiffusion.safetensors"
+OLDER_JUGGERNAUTS = tuple(
+    f"juggernautXL_{version}Rundiffusion.safetensors" for version in ("version8", "version7", "v7", "version6", "v6")
+)
+V2, ENHANCE, SHARP = "Fooocus V2", "Fooocus Enhance", "Fooocus Sharp"
+SDE, KARRAS = "dpmpp_2m_sde_gpu", "karras"
+
+
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("name", "model", "refiner", "switch", "lora", "cfg", "sampler", "scheduler", "performance", "size", "styles",
+     "older"),
     [
-        ("default", ("dpmpp_2m_sde_gpu", "karras", "Speed", 4, "1152*896", OFFSET, 0.1)),
-        ("anime", ("dpmpp_2m_sde_gpu", "karras", "Speed", 6, "896*1152", "None", 1.0)),
-        ("lcm", ("dpmpp_2m_sde_gpu", "karras", "Extreme Speed", 4, "1152*896", "None", 1.0)),
-        ("lightning", ("dpmpp_2m_sde_gpu", "karras", "Lightning", 4, "1152*896", "None", 1.0)),
-        ("playground_v2.5", ("dpmpp_2m", "edm_playground_v2.5", "Speed", 2, "1024*1024", "None", 1.0)),
-        ("pony_v6", ("dpmpp_2m_sde_gpu", "karras", "Speed", 7, "896*1152", "None", 1.0)),
-        ("realistic", ("dpmpp_2m_sde_gpu", "karras", "Speed", 3, "896*1152", FILM, 0.25)),
-        ("sai", ("dpmpp_2m_sde_gpu", "karras", "Speed", 7, "1152*896", OFFSET, 0.5)),
+        ("default", JUGGERNAUT, "None", 0.5, (OFFSET, 0.1), 4, SDE, KARRAS, "Speed", "1152*896",
+         (V2, ENHANCE, SHARP), OLDER_JUGGERNAUTS),
+        ("anime", "animaPencilXL_v500.safetensors", "None", 0.5, ("None", 1), 6, SDE, KARRAS, "Speed", "896*1152",
+         (V2, "Fooocus Semi Realistic", "Fooocus Masterpiece"),
+         tuple(f"animaPencilXL_v{number}.safetensors" for number in (400, 310, 300, 260, 210, 200, 100))),
+        ("lcm", JUGGERNAUT, "None", 0.5, ("None", 1), 4, SDE, KARRAS, "Extreme Speed", "1152*896",
+         (V2, ENHANCE, SHARP), OLDER_JUGGERNAUTS),
+        ("lightning", JUGGERNAUT, "None", 0.5, ("None", 1), 4, SDE, KARRAS, "Lightning", "1152*896",
+         (V2, ENHANCE, SHARP), OLDER_JUGGERNAUTS),
+        ("playground_v2.5", "playground-v2.5-1024px-aesthetic.fp16.safetensors", "None", 0.5, ("None", 1), 2,
+         "dpmpp_2m", "edm_playground_v2.5", "Speed", "1024*1024", (V2,), ()),
+        ("pony_v6", "ponyDiffusionV6XL.safetensors", "None", 0.5, ("None", 1), 7, SDE, KARRAS, "Speed", "896*1152",
+         ("Fooocus Pony",), ()),
+        ("realistic", "realisticStockPhoto_v20.safetensors", "None", 0.5, (FILM, 0.25), 3, SDE, KARRAS, "Speed",
+         "896*1152", (V2, "Fooocus Photograph", "Fooocus Negative"), ("realisticStockPhoto_v10.safetensors",)),
+        ("sai", "sd_xl_base_1.0_0.9vae.safetensors", "sd_xl_refiner_1.0_0.9vae.safetensors", 0.75, (OFFSET, 0.5), 7,
+         SDE, KARRAS, "Speed", "1152*896", (V2, "Fooocus Cinematic"), ()),
     ],
 )  # fmt: skip
-def test_shipped_presets_have_the_values_users_know(name, expected):
-    request = apply_preset(DEFAULTS, load_preset(SHIPPED, name), defaults=DEFAULTS)
-    lora = request.loras[0]
-    assert (
-        request.sampler_name, request.scheduler_name, request.performance_selection, request.guidance_scale,
-        request.aspect_ratios_selection, lora.model_name, lora.weight,
-    ) == expected  # fmt: skip
+def test_shipped_presets_have_the_values_users_know(
+    name, model, refiner, switch, lora, cfg, sampler, scheduler, performance, size, styles, older
+):
+    preset = load_preset(SHIPPED, name)
+    request = apply_preset(DEFAULTS, preset, defaults=DEFAULTS)
+    first, *others = request.loras
+    assert (request.base_model_name, request.refiner_model_name, request.refiner_switch) == (model, refiner, switch)
+    assert (first.enabled, first.model_name, first.weight) == (True, *lora)
+    assert [(row.enabled, row.model_name, row.weight) for row in others] == [(True, "None", 1.0)] * 4
+    assert (request.guidance_scale, request.sharpness) == (cfg, 2)
+    assert (request.sampler_name, request.scheduler_name) == (sampler, scheduler)
+    assert (request.performance_selection, request.aspect_ratios_selection) == (performance, size)
+    assert request.style_selections == styles
+    assert preset.previous_models == older
+    assert preset.values.get("default_overwrite_step") == (None if name == "lightning" else -1)
+    pony = name == "pony_v6"
+    assert request.vae_name == ("ponyDiffusionV6XL_vae.safetensors" if pony else "Default (model)")
+    assert (request.inpaint_engine == "None") == (name in ("pony_v6", "playground_v2.5"))
+    assert bool(request.negative_prompt) == (name == "realistic")
+
+
+def test_the_eight_presets_of_fooocus_ship_and_one_for_the_demo_model():
+    assert preset_names(SHIPPED) == ["initial", *sorted(NAMES)]
 
 
 def test_every_model_a_shipped_preset_names_has_a_source():
@@ -94,6 +129,39 @@ def test_every_model_a_shipped_preset_names_has_a_source():
             assert url.startswith("https://huggingface.co/")
             assert "/resolve/main/" in url
             assert url.endswith(f"/{file}")
+
+
+HUB_FOLDERS = {
+    JUGGERNAUT: "lllyasviel/fav_models", "realisticStockPhoto_v20.safetensors": "lllyasviel/fav_models",
+    "animaPencilXL_v500.safetensors": "mashb1t/fav_models", FILM: "mashb1t/fav_models",
+    "playground-v2.5-1024px-aesthetic.fp16.safetensors": "mashb1t/fav_models",
+    "ponyDiffusionV6XL.safetensors": "mashb1t/fav_models", "ponyDiffusionV6XL_vae.safetensors": "mashb1t/fav_models",
+    "sd_xl_base_1.0_0.9vae.safetensors": "stabilityai/stable-diffusion-xl-base-1.0",
+    OFFSET: "stabilityai/stable-diffusion-xl-base-1.0",
+    "sd_xl_refiner_1.0_0.9vae.safetensors": "stabilityai/stable-diffusion-xl-refiner-1.0",
+}  # fmt: skip
+
+
+def test_files_come_from_where_they_are_published():
+    for name in NAMES:
+        for download in load_preset(SHIPPED, name).downloads:
+            folder = HUB_FOLDERS[download.file]
+            middle = "fav/" if folder.endswith("fav_models") else ""
+            assert download.url == f"https://huggingface.co/{folder}/resolve/main/{middle}{download.file}"
+
+
+def test_a_folder_of_presets_is_read_again_when_a_file_changes(tmp_path, caplog):
+    folder = PresetFolder(tmp_path)
+    assert folder.presets() == []
+    write(tmp_path, "mine", default_model="a.safetensors", previous_default_models=["old.safetensors"])
+    (tmp_path / "broken.json").write_text("{")
+    assert folder.predecessors() == {"a.safetensors": ("old.safetensors",)}
+    assert [preset.name for preset in folder.presets()] == ["broken", "mine"]
+    assert caplog.text.count("broken.json cannot be read") == 1
+    write(tmp_path, "mine", default_model="b.safetensors", previous_default_models=["older.safetensors"])
+    assert folder.predecessors() == {"b.safetensors": ("older.safetensors",)}
+    (tmp_path / "mine.json").unlink()
+    assert folder.predecessors() == {}
 
 
 def test_downloads_say_which_folder_they_belong_in():

@@ -68,6 +68,17 @@ def test_parts_own_number_format_wins(tmp_path: Path) -> None:
     assert (settings.unet_dtype, settings.vae_dtype, settings.clip_dtype) == ("bf16", "fp32", "fp16")
 
 
+@pytest.mark.parametrize("flag", ["--share", "--enable-auto-describe-image", "--disable-enhance-output-sorting"])
+def test_a_flag_from_which_nothing_follows_yet_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, flag: str
+) -> None:
+    settings = load(tmp_path, flag)
+    settings.log()
+    assert settings.inert == (flag,)
+    assert flag in caplog.text
+    assert load(tmp_path).inert == ()
+
+
 @pytest.mark.parametrize(("flag", "values"), INERT_FLAGS)
 def test_inert_flag_is_named_in_one_log_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, flag: str, values: str | int

@@ -8,12 +8,15 @@ import pytest
 from modules.state import ServerState
 
 
-def test_switch_and_secret_are_remembered(tmp_path: Path) -> None:
+def test_switches_and_secret_are_remembered(tmp_path: Path) -> None:
     first = ServerState(tmp_path / "state.json")
     assert first.api_enabled, "the API is on by default"
+    assert not first.queue_paused
     first.api_enabled = False
+    first.queue_paused = True
     later = ServerState(tmp_path / "state.json")
     assert not later.api_enabled
+    assert later.queue_paused
     assert later.secret == first.secret
     assert len(first.secret) == 64
 

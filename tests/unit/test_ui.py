@@ -184,7 +184,7 @@ async def test_distilled_performance_locks_exactly_what_it_forces(built: Built) 
 
 
 async def test_preset_sets_its_values_keeps_the_prompt_and_switches_missing_loras_off(built: Built) -> None:
-    updates = await built.bindings.apply_preset("realistic")
+    updates = await anext(built.bindings.apply_preset("realistic"))
     controls = built.controls
     assert updates[controls.widget("guidance_scale")]["value"] == 3
     assert controls.widget("prompt") not in updates
@@ -192,10 +192,11 @@ async def test_preset_sets_its_values_keeps_the_prompt_and_switches_missing_lora
     assert updates[name]["value"] == "SDXL_FILM_PHOTOGRAPHY_STYLE_V1.safetensors"
     assert (updates[enabled]["value"], updates[weight]["value"]) == (False, 0.25)
     assert "SDXL_FILM_PHOTOGRAPHY_STYLE_V1.safetensors is not in models/loras" in str(updates.values())
+    assert "downloads are switched off (--offline)" in str(updates.values())
 
 
 async def test_unreadable_preset_is_a_sentence(built: Built) -> None:
-    (updates,) = (await built.bindings.apply_preset("realistc")).values()
+    (updates,) = (await anext(built.bindings.apply_preset("realistc"))).values()
     assert "Did you mean &#x27;realistic&#x27;" in updates["value"]
 
 

@@ -97,17 +97,20 @@
     if (event.target === promptBox()) noteParameters();
   });
 
-  // -- generate forever ----------------------------------------------------------------------------------------------
+  // -- generate forever: until stopped, over a reload and a restart of the server too ---------------------------------
+  const FOREVER = "focale_forever";
   let forever = null;
 
   function endForever() {
     clearInterval(forever);
     forever = null;
+    sessionStorage.removeItem(FOREVER);
     document.body.classList.remove("is-forever");
   }
 
   function beginForever() {
     endForever();
+    sessionStorage.setItem(FOREVER, "1");
     document.body.classList.add("is-forever");
     const again = () => {
       if (isShown(byId("generate_button"))) byId("generate_button").click();
@@ -115,6 +118,10 @@
     again();
     forever = setInterval(again, 500);
   }
+
+  addEventListener("load", () => {
+    if (sessionStorage.getItem(FOREVER)) beginForever();
+  });
 
   function closeMenu() {
     document.querySelectorAll(".focale-menu").forEach((menu) => menu.remove());
@@ -142,15 +149,16 @@
   });
   document.addEventListener("click", (event) => {
     closeMenu();
-    if (event.target.closest?.("#stop_button")) endForever();
+    if (event.target.closest?.("#stop_button, #reset_button")) endForever();
     if (event.target.closest?.("#reset_button")) location.reload();
   });
 
   // -- a server that goes away and comes back --------------------------------------------------------------------
-  // Gradio notices a stream that breaks, but not one that a server ends in good order because it stops. When a stream
-  // of events has ended and a run still seems to be in work, wait for the server and load the page anew: it goes on
-  // where it was.
+  // Gradio notices a stream that breaks, but not one that a server ends in good order because it stops. A stream whose
+  // events are all through says so before it ends. When one has ended without that and a run still seems to be in work,
+  // wait for the server and load the page anew: it goes on where it was.
   const RETRY_MS = 2000;
+  const ALL_THROUGH = '"close_stream"';
   let isLeaving = false;
   let openStreams = 0;
 
@@ -167,14 +175,17 @@
 
   async function watchStream(stream) {
     openStreams++;
-    const reader = stream.getReader();
+    const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+    let end = ""; // what was said last, long enough to hold the word that is looked for
     try {
-      while (!(await reader.read()).done);
+      for (let part = await reader.read(); !part.done; part = await reader.read()) {
+        end = (end + part.value).slice(-4 * ALL_THROUGH.length);
+      }
     } catch {
       // a stream that broke has ended, too
     }
     openStreams--;
-    setTimeout(comeBack, RETRY_MS / 2); // what the stream said last is on the page by then
+    if (!end.includes(ALL_THROUGH)) setTimeout(comeBack, RETRY_MS / 2); // its last words are on the page by then
   }
 
   const plainFetch = window.fetch;
