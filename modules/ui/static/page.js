@@ -119,9 +119,13 @@
     forever = setInterval(again, 500);
   }
 
-  addEventListener("load", () => {
+  function goOnForever() {
     if (sessionStorage.getItem(FOREVER)) beginForever();
-  });
+  }
+
+  // Gradio adds this script once its own has run: before the page's "load" event, or after it.
+  if (document.readyState === "complete") goOnForever();
+  else addEventListener("load", goOnForever);
 
   function closeMenu() {
     document.querySelectorAll(".focale-menu").forEach((menu) => menu.remove());
