@@ -23,11 +23,14 @@ from training.stages import StateFolder, stage_parser, start_logging
 
 logger = logging.getLogger(__name__)
 
-Style = Literal["3d", "flat", "noto", "twemoji", "noto-v1"]
+Style = Literal["3d", "flat", "noto", "twemoji", "noto-v1", "fxemoji", "high-contrast"]
 TRAINING_STYLES: tuple[Style, ...] = ("3d", "flat", "noto")
 HELD_OUT_STYLE: Style = "twemoji"
-# The VAE that training started from had seen Twemoji; this style no network of the family ever saw.
+# The VAE that training started from had seen Twemoji; this style neither it nor the UNet ever saw.
 UNSEEN_STYLE: Style = "noto-v1"
+# Networks that recognise pictures learn from these as well, so that they know a thing in a hand they never met.
+RECOGNITION_STYLES: tuple[Style, ...] = (*TRAINING_STYLES, "noto-v1", "fxemoji", "high-contrast")
+RECOGNITION_PX = 128
 UNSEEN_PICTURES = 256
 CORE_GROUPS = ("smileys", "animals", "food", "travel", "activities", "objects")
 SIZE_PX = 256
@@ -93,7 +96,19 @@ PACKAGES: dict[str, Package] = {
         "@iconify-json/noto-v1",
         "1.2.5",
         "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37",
-        "Apache-2.0 (Google Noto Emoji of 2017), never seen: for measuring only",
+        "Apache-2.0 (Google Noto Emoji of 2017), for recognising, and for measuring the VAE",
+    ),
+    "fxemoji": Package(
+        "@iconify-json/fxemoji",
+        "1.2.2",
+        "f3e72b3c59d05e1db03b7e308d55c0d05bd7ba3f625a90da1b79313c12858eef",
+        "Apache-2.0 (Mozilla FxEmojis), for recognising only",
+    ),
+    "high-contrast": Package(
+        "@iconify-json/fluent-emoji-high-contrast",
+        "1.2.6",
+        "0b92d48c90d2200bd499e3cdd09a127ca6a8c8ddefd34c35eb5a1e4994012ae0",
+        "MIT (Microsoft Fluent Emoji), for recognising only",
     ),
     "names": Package(
         "emojibase-data",
@@ -197,6 +212,8 @@ def art_sources(packages_folder: Path) -> dict[Style, dict[str, Path | str]]:
         "noto": dict(icon_svgs(folders["noto"])),
         "twemoji": {normalised_code(file.stem): file for file in folders["twemoji"].glob("*.svg")},
         "noto-v1": dict(icon_svgs(folders["noto-v1"], codes_from=folders["noto"])),
+        "fxemoji": dict(icon_svgs(folders["fxemoji"])),
+        "high-contrast": dict(icon_svgs(folders["high-contrast"])),
     }
 
 
@@ -276,6 +293,30 @@ def load_art(folder: Path) -> ArtSet:
     return ArtSet(concepts, items, np.load(folder / "pixels.npy", mmap_mode="r"))
 
 
+def halved(pixels: np.ndarray) -> np.ndarray:
+    """(N, s / 2, s / 2, 4) uint8: each pixel the mean of four, of (N, s, s, 4) uint8."""
+    count, side = pixels.shape[:2]
+    small = np.empty((count, side // 2, side // 2, 4), np.uint8)
+    for start in range(0, count, 64):
+        part = pixels[start : start + 64].astype(np.uint16)
+        quarters = part[:, ::2, ::2] + part[:, 1::2, ::2] + part[:, ::2, 1::2] + part[:, 1::2, 1::2]
+        small[start : start + 64] = (quarters + 2) // 4
+    return small
+
+
+def load_recognition_art(state: StateFolder) -> ArtSet:
+    """Everything that recognising is learnt from and measured on, at 128 px, in memory (0.6 GB).
+
+    Raises:
+        FileNotFoundError: `python -m training.art` has not run for this state folder.
+    """
+    art, more = load_art(state.file("art")), load_art(state.file("more"))
+    pixels = art.pixels
+    while pixels.shape[1] > more.pixels.shape[1]:
+        pixels = halved(pixels)
+    return ArtSet(art.concepts, [*art.items, *more.items], np.concatenate([pixels, more.pixels]))
+
+
 def build_art(state: StateFolder, *, limit: int | None = None, size_px: int = SIZE_PX) -> ArtSet:
     """Fetch, render and store what networks are trained on and judged by; about two minutes on two cores."""
     styles = (*TRAINING_STYLES, HELD_OUT_STYLE)
@@ -285,6 +326,12 @@ def build_art(state: StateFolder, *, limit: int | None = None, size_px: int = SI
 def build_unseen_art(state: StateFolder, *, size_px: int = SIZE_PX) -> ArtSet:
     """Fetch, render and store a seeded choice of core concepts in the style that no network ever sees."""
     return _build(state, state.file("unseen"), (UNSEEN_STYLE,), limit=None, size_px=size_px, count=UNSEEN_PICTURES)
+
+
+def build_more_art(state: StateFolder, *, limit: int | None = None) -> ArtSet:
+    """Fetch, render and store the styles that only the recognising networks learn from."""
+    styles = tuple(style for style in RECOGNITION_STYLES if style not in TRAINING_STYLES)
+    return _build(state, state.file("more"), styles, limit=limit, size_px=RECOGNITION_PX)
 
 
 def _build(
@@ -319,20 +366,25 @@ def main() -> None:
     start_logging()
     parser = stage_parser(__doc__)
     parser.add_argument("--unseen-only", action="store_true", help="build only what measures the VAE")
+    parser.add_argument("--more-only", action="store_true", help="build only what recognising networks learn besides")
     arguments = parser.parse_args()
     state = StateFolder(arguments.state)
+    if arguments.more_only:
+        log_styles(build_more_art(state, limit=arguments.concepts))
+        return
     unseen = build_unseen_art(state)
     logger.info("%s: %d pictures", UNSEEN_STYLE, len(unseen.items))
     if arguments.unseen_only:
         return
-    art = build_art(state, limit=arguments.concepts)
-    for style in (*TRAINING_STYLES, HELD_OUT_STYLE):
-        logger.info(
-            "%s: %d pictures, %d of core concepts",
-            style,
-            len(art.pick(styles=(style,), core=False)),
-            len(art.pick(styles=(style,))),
-        )
+    log_styles(build_art(state, limit=arguments.concepts))
+    log_styles(build_more_art(state, limit=arguments.concepts))
+
+
+def log_styles(art: ArtSet) -> None:
+    """Log how many pictures of each style there are."""
+    for style in dict.fromkeys(style for _, style in art.items):
+        every, core = (len(art.pick(styles=(style,), core=only)) for only in (False, True))
+        logger.info("%s: %d pictures, %d of core concepts", style, every, core)
 
 
 if __name__ == "__main__":

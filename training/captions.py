@@ -82,11 +82,12 @@ def caption(concept: Concept, style: Style, colour: str | None, *, rng: random.R
     """One caption of a picture.
 
     Args:
+        style: named in most captions if the model draws it.
         colour: name of the background colour; None for white.
         filler: share of captions that end in filler words, 0–1.
     """
     text = name_words(concept, rng)
-    style_words = rng.choice(STYLE_WORDS[style]) if rng.random() < 0.8 else ""
+    style_words = rng.choice(STYLE_WORDS[style]) if style in STYLE_WORDS and rng.random() < 0.8 else ""
     background = background_words(colour, rng)
     if background.startswith("on a") and rng.random() < 0.5:
         text, background = f"{text} {background}", ""

@@ -1,29 +1,36 @@
 """Scores a checkpoint with the judge: concepts, styles, background colours, unseen words, two objects.
 
-Run: `python -m training.evaluate --weights models/embedded/focale-tiny.safetensors --vocabulary models/tokenizer`.
+Run: `python -m training.evaluate --weights models/embedded/focale-tiny.safetensors --per-concept 4`.
 """
 
 import argparse
 import json
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.multiprocessing import get_context
 
-from training.art import TRAINING_STYLES, ArtSet, load_art
+from training.art import TRAINING_STYLES, ArtSet, load_recognition_art
 from training.curriculum import everyday_labels
 from training.generate import Family, contact_sheet, draw, load_family
-from training.judge import Judge, concept_order, load_judge, report
+from training.judge import Judge, Verdict, concept_order, load_judge, report
 from training.pictures import COLOURS
+from training.precision import add_precision_option, chosen_dtype
 from training.stages import StateFolder, stage_parser, start_logging
 
 logger = logging.getLogger(__name__)
 
 BATCH = 16
+PER_COLOUR = 8
+PRESET = Path(__file__).parents[1] / "presets" / "focale.json"
+VOCABULARY = Path(__file__).parents[1] / "models" / "tokenizer"
 # Words in no label and no tag, with the concepts that count as right.
 UNSEEN_WORDS: dict[str, tuple[str, ...]] = {
     "cheeseburger": ("hamburger",),
@@ -56,24 +63,61 @@ class Scores:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How pictures are drawn for all measures."""
+    """How pictures are drawn for all measures.
 
+    Attributes:
+        weights, vocabulary: checkpoint, and folder with vocab.json and merges.txt.
+        lora: file merged into the UNet.
+        steps, guidance_scale: Euler steps; guidance 1 draws without the empty prompt.
+        dtype: of the UNet.
+    """
+
+    weights: Path
+    vocabulary: Path
+    lora: Path | None
     steps: int
     guidance_scale: float
+    dtype: torch.dtype
 
-    def pictures(self, family: Family, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        """(B, 3, 128, 128) pixels in −1…1."""
-        parts = [
-            draw(
-                family,
-                prompts[start : start + BATCH],
-                seeds[start : start + BATCH],
-                steps=self.steps,
-                guidance_scale=self.guidance_scale,
-            )
+
+@cache
+def _family(drawing: Drawing) -> Family:
+    return load_family(drawing.weights, drawing.vocabulary, lora=drawing.lora, dtype=drawing.dtype)
+
+
+def _draw_part(job: tuple[Drawing, Sequence[str], Sequence[int]]) -> Tensor:
+    """One batch, in a process of one thread that keeps the networks."""
+    drawing, prompts, seeds = job
+    torch.set_num_threads(1)
+    return draw(_family(drawing), prompts, seeds, steps=drawing.steps, guidance_scale=drawing.guidance_scale)
+
+
+class Painter:
+    """Draws batches in several processes of one thread each; with one process, in this one."""
+
+    def __init__(self, drawing: Drawing, *, processes: int) -> None:
+        self._drawing = drawing
+        self._pool = get_context("spawn").Pool(processes) if processes > 1 else None
+
+    def pictures(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        """(B, 3, 128, 128) pixels in −1…1, one per prompt and seed."""
+        jobs = [
+            (self._drawing, prompts[start : start + BATCH], seeds[start : start + BATCH])
             for start in range(0, len(prompts), BATCH)
         ]
-        return torch.cat(parts)
+        parts: Iterable[Tensor] = map(_draw_part, jobs) if self._pool is None else self._pool.imap(_draw_part, jobs)
+        drawn: list[Tensor] = []
+        for part in parts:
+            drawn.append(part.clone())  # frees what the process shares
+            if len(drawn) % 20 == 0:
+                logger.info("%d of %d pictures", BATCH * len(drawn), len(prompts))
+        return torch.cat(drawn)
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._pool is not None:
+            self._pool.terminate()
+            self._pool.join()
 
 
 def nearest_colour(pixels: Tensor) -> list[str]:
@@ -90,7 +134,7 @@ def _share(hits: Sequence[bool]) -> float:
 
 
 def evaluate(
-    family: Family, judge: Judge, art: ArtSet, *, drawing: Drawing, per_concept: int, limit: int | None, seed: int = 0
+    painter: Painter, judge: Judge, art: ArtSet, *, per_concept: int, limit: int | None, seed: int = 0
 ) -> tuple[Scores, dict[str, Tensor]]:
     """Scores and the pictures behind them, by measure.
 
@@ -104,18 +148,19 @@ def evaluate(
     rows = [(concept, number) for concept in chosen for number in range(per_concept)]
     styles = [TRAINING_STYLES[number % len(TRAINING_STYLES)] for _, number in rows]
     prompts = [f"{art.concepts[c].label}, {style} style" for (c, _), style in zip(rows, styles, strict=True)]
-    pixels = drawing.pictures(family, prompts, [number for _, number in rows])
+    pixels = painter.pictures(prompts, [number for _, number in rows])
     place = {concept: position for position, concept in enumerate(order)}
     wanted = torch.tensor([place[concept] for concept, _ in rows])
     with torch.inference_mode():
-        verdict = judge(pixels)
+        parts = [judge(part) for part in pixels.split(64)]
+    verdict = Verdict(*(torch.cat([getattr(part, name) for part in parts]) for name in ("concepts", "styles")))
     hits = verdict.concepts.topk(min(5, len(order))).indices == wanted[:, None]
     first, five = hits[:, 0].tolist(), hits.any(1).tolist()
     everyday = [art.concepts[concept].label in everyday_labels() for concept, _ in rows]
     told = [TRAINING_STYLES[int(i)] == style for i, style in zip(verdict.styles.argmax(1), styles, strict=True)]
-    colours, on_colours = _colour_pictures(family, art, chosen, drawing, rng)
-    unseen, right = _unseen_pictures(family, judge, art, order, drawing)
-    pairs, both = _pair_pictures(family, judge, art, order, drawing)
+    colours, on_colours = _colour_pictures(painter, art, chosen, rng)
+    unseen, right = _unseen_pictures(painter, judge, art, order)
+    pairs, both = _pair_pictures(painter, judge, art, order)
     scores = Scores(
         top1=_share(first),
         top5=_share(five),
@@ -130,11 +175,11 @@ def evaluate(
 
 
 def _colour_pictures(
-    family: Family, art: ArtSet, concepts: Sequence[int], drawing: Drawing, rng: random.Random
+    painter: Painter, art: ArtSet, concepts: Sequence[int], rng: random.Random
 ) -> tuple[Tensor, list[bool]]:
-    names = list(COLOURS)
+    names = list(COLOURS) * PER_COLOUR
     prompts = [f"{art.concepts[rng.choice(concepts)].label}, {name} background" for name in names]
-    pixels = drawing.pictures(family, prompts, list(range(len(names))))
+    pixels = painter.pictures(prompts, list(range(len(names))))
     return pixels, [seen == name for seen, name in zip(nearest_colour(pixels), names, strict=True)]
 
 
@@ -144,21 +189,22 @@ def _labels_seen(judge: Judge, art: ArtSet, order: Sequence[int], pixels: Tensor
     return [{art.concepts[order[int(i)]].label for i in row} for row in best]
 
 
-def _unseen_pictures(
-    family: Family, judge: Judge, art: ArtSet, order: Sequence[int], drawing: Drawing
-) -> tuple[Tensor, list[bool]]:
-    pixels = drawing.pictures(family, [f"a {word}" for word in UNSEEN_WORDS], [0] * len(UNSEEN_WORDS))
+def _unseen_pictures(painter: Painter, judge: Judge, art: ArtSet, order: Sequence[int]) -> tuple[Tensor, list[bool]]:
+    pixels = painter.pictures([f"a {word}" for word in UNSEEN_WORDS], [0] * len(UNSEEN_WORDS))
     seen = _labels_seen(judge, art, order, pixels)
     return pixels, [bool(labels & set(right)) for labels, right in zip(seen, UNSEEN_WORDS.values(), strict=True)]
 
 
-def _pair_pictures(
-    family: Family, judge: Judge, art: ArtSet, order: Sequence[int], drawing: Drawing
-) -> tuple[Tensor, list[bool]]:
-    pixels = drawing.pictures(family, [f"a {one} next to a {other}" for one, other in PAIRS], [0] * len(PAIRS))
+def _pair_pictures(painter: Painter, judge: Judge, art: ArtSet, order: Sequence[int]) -> tuple[Tensor, list[bool]]:
+    pixels = painter.pictures([f"a {one} next to a {other}" for one, other in PAIRS], [0] * len(PAIRS))
     return pixels, [
         set(pair) <= labels for labels, pair in zip(_labels_seen(judge, art, order, pixels), PAIRS, strict=True)
     ]
+
+
+def preset_guidance() -> float:
+    """The guidance scale that the page sends with the model's own preset."""
+    return float(json.loads(PRESET.read_text(encoding="utf-8"))["default_cfg_scale"])
 
 
 def main() -> None:
@@ -167,10 +213,13 @@ def main() -> None:
     torch.set_num_threads(1)
     parser = stage_parser(__doc__)
     parser.add_argument("--weights", type=Path, required=True, help="checkpoint to score")
-    parser.add_argument("--vocabulary", type=Path, required=True, help="folder with vocab.json and merges.txt")
+    parser.add_argument("--vocabulary", type=Path, default=VOCABULARY, help="folder with vocab.json and merges.txt")
+    parser.add_argument("--lora", type=Path, default=None, help="LoRA file to draw with")
     parser.add_argument("--per-concept", type=int, default=4)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--guidance-scale", type=float, default=4.0)
+    parser.add_argument("--guidance-scale", type=float, default=preset_guidance(), help="default: the preset's")
+    parser.add_argument("--processes", type=int, default=2)
+    add_precision_option(parser)
     parser.add_argument("--output", type=Path, default=None, help="folder for the sheets; default: evaluation/NAME")
     run(parser.parse_args())
 
@@ -178,18 +227,21 @@ def main() -> None:
 def run(arguments: argparse.Namespace) -> Scores:
     """Evaluate as the command line says."""
     state = StateFolder(arguments.state)
-    art = load_art(state.file("art"))
+    art = load_recognition_art(state)
     judge = load_judge(state.file("judge.safetensors"))
     report(judge, art)
-    scores, pictures = evaluate(
-        load_family(arguments.weights, arguments.vocabulary),
-        judge,
-        art,
-        drawing=Drawing(arguments.steps, arguments.guidance_scale),
-        per_concept=arguments.per_concept,
-        limit=arguments.concepts,
-        seed=arguments.seed,
+    drawing = Drawing(
+        arguments.weights,
+        arguments.vocabulary,
+        arguments.lora,
+        arguments.steps,
+        arguments.guidance_scale,
+        chosen_dtype(arguments.precision),
     )
+    with closing(Painter(drawing, processes=arguments.processes)) as painter:
+        scores, pictures = evaluate(
+            painter, judge, art, per_concept=arguments.per_concept, limit=arguments.concepts, seed=arguments.seed
+        )
     folder: Path = arguments.output or state.file("evaluation", arguments.weights.stem)
     folder.mkdir(parents=True, exist_ok=True)
     for name, pixels in pictures.items():

@@ -22,7 +22,7 @@ from training.stages import StateFolder, start_logging
 from training.unet import Bucket, Choice, load_buckets
 
 SKIP = 20
-GUIDANCE_RANGE = (3.0, 6.0)
+GUIDANCE_RANGE = (3.0, 7.0)
 HUBER = 0.001
 
 
@@ -89,8 +89,9 @@ class ConsistencyTrainer:
 
     def _noise(self, latents: Tensor, timesteps: Tensor, encoding: Encoding) -> Tensor:
         conditions = {"text_embeds": encoding.pooled, "time_ids": native_time_ids(len(latents))}
-        predicted: Tensor = self._unet(latents, timesteps, encoding.hidden, added_cond_kwargs=conditions).sample
-        return predicted
+        inputs = latents.to(encoding.hidden.dtype).contiguous(memory_format=torch.channels_last)
+        predicted: Tensor = self._unet(inputs, timesteps, encoding.hidden, added_cond_kwargs=conditions).sample
+        return predicted.float()
 
     def _consistent(self, latents: Tensor, timesteps: Tensor, encoding: Encoding) -> Tensor:
         keep, take = boundary(timesteps)

@@ -12,8 +12,12 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 from torch import Tensor, nn
 
+from modules.engine.device import choose_policy
+from modules.engine.loras import LoraChoice
+from modules.engine.store import ModelStore
 from training.checkpoints import read_network, read_vae
 from training.nets import DOWNSCALE, NATIVE_PX, SCALING_FACTOR, alphas_cumprod
+from training.precision import prepare
 from training.prompts import consistent_time_ids
 
 
@@ -30,9 +34,22 @@ class Family:
     vae: AutoencoderKL
 
 
-def load_family(checkpoint: Path, vocabulary: Path) -> Family:
-    """The networks of an exported checkpoint, in evaluation mode."""
-    return Family(read_network(checkpoint, vocabulary).eval(), read_vae(checkpoint).eval())
+def load_family(
+    checkpoint: Path, vocabulary: Path, *, lora: Path | None = None, dtype: torch.dtype = torch.float32
+) -> Family:
+    """The networks of an exported checkpoint, in evaluation mode.
+
+    Args:
+        lora: file that the engine merges into the UNet.
+        dtype: of the UNet.
+    """
+    network = read_network(checkpoint, vocabulary).requires_grad_(False).eval()
+    if lora is not None:
+        model = ModelStore(choose_policy("cpu", precision="fp32")).base(checkpoint)
+        with model.loras.merged([LoraChoice(lora, 1.0)]):
+            network["unet"].load_state_dict(model.unet.state_dict())
+    prepare(network["unet"], dtype)
+    return Family(network, read_vae(checkpoint).to(memory_format=torch.channels_last).eval())
 
 
 def evenly_spaced_sigmas(steps: int) -> tuple[Tensor, Tensor]:
@@ -62,12 +79,13 @@ def draw(
     conditions = {"text_embeds": encoding.pooled, "time_ids": time_ids}
     timesteps, sigmas = evenly_spaced_sigmas(steps)
     shape = (4, height // DOWNSCALE, width // DOWNSCALE)
+    hidden = encoding.hidden.to(unet.dtype)
     noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     latents = noise * (1 + sigmas[0] ** 2).sqrt()
     for index, timestep in enumerate(timesteps):
         scaled = latents / (1 + sigmas[index] ** 2).sqrt()
-        rows = torch.cat([scaled, scaled]) if guided else scaled
-        predicted = unet(rows, timestep, encoding.hidden, added_cond_kwargs=conditions).sample
+        rows = (torch.cat([scaled, scaled]) if guided else scaled).contiguous(memory_format=torch.channels_last)
+        predicted = unet(rows.to(unet.dtype), timestep, hidden, added_cond_kwargs=conditions).sample.float()
         if guided:
             wanted, empty = predicted.chunk(2)
             predicted = empty + guidance_scale * (wanted - empty)

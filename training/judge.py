@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from training.art import HELD_OUT_STYLE, TRAINING_STYLES, ArtSet, Style, load_art
+from training.art import HELD_OUT_STYLE, RECOGNITION_STYLES, TRAINING_STYLES, ArtSet, Style, load_recognition_art
 from training.optim import Schedule
 from training.pictures import Placement, compose, random_colour
+from training.precision import add_precision_option, chosen_dtype, prepare
 from training.runs import Run, averaged_weights, in_processes, seeded
 from training.stages import StateFolder, stage_parser, start_logging
 
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 SIDE_PX = 64
 WIDTHS = (32, 64, 128, 256)
+NO_STYLE = -100
 PLACEMENT = Placement(scale=(0.75, 1.0), shift=0.06, rotation=0.1)
 
 
@@ -59,9 +61,11 @@ class Judge(nn.Module):
 
     def forward(self, pixels: Tensor) -> Verdict:
         """Judge (B, 3, height, width) pixels in −1…1 of any size."""
-        small = F.interpolate(pixels, size=(SIDE_PX, SIDE_PX), mode="area")
-        flat = self.dropout(self.features(small).flatten(1))
-        return Verdict(self.concepts(flat), self.styles(flat))
+        small = F.interpolate(pixels, size=(SIDE_PX, SIDE_PX), mode="area").contiguous(
+            memory_format=torch.channels_last
+        )
+        flat = self.dropout(self.features(small.to(self.styles.weight.dtype)).flatten(1))
+        return Verdict(self.concepts(flat).float(), self.styles(flat).float())
 
 
 def concept_order(art: ArtSet, limit: int | None = None) -> list[int]:
@@ -80,13 +84,19 @@ def generator_damage(pixels: Tensor, rng: random.Random) -> Tensor:
     return (pixels * gain + noise).clamp(-1, 1)
 
 
+def style_target(style: Style) -> int:
+    """Place of a style the generator knows; NO_STYLE for the others."""
+    return TRAINING_STYLES.index(style) if style in TRAINING_STYLES else NO_STYLE
+
+
 def train(arguments: argparse.Namespace) -> None:
     """Train the judge, and log its accuracy on pictures it has not seen."""
     state = StateFolder(arguments.state)
-    art = load_art(state.file("art"))
+    art = load_recognition_art(state)
     order = concept_order(art, arguments.concepts)
     torch.manual_seed(arguments.seed)
-    judge = Judge(len(order))
+    judge = Judge(len(order)).to(memory_format=torch.channels_last)
+    prepare(judge, chosen_dtype(arguments.precision))
     run = Run(state.file("runs", "judge"), judge, minutes=arguments.minutes, muon_ratio=None)
     if arguments.resume:
         run.load()
@@ -94,16 +104,16 @@ def train(arguments: argparse.Namespace) -> None:
     rng = seeded(arguments.seed, "judge", run.samples)
     schedule = Schedule(arguments.rate, warmup=3000, decay_from=arguments.samples // 3, decay_to=arguments.samples)
     position = {concept: place for place, concept in enumerate(order)}
-    pictures = art.pick(limit=arguments.concepts)
+    pictures = art.pick(styles=RECOGNITION_STYLES, limit=arguments.concepts)
     while run.going(arguments.samples):
         chosen = rng.choices(pictures, k=arguments.batch)
         colours = [random_colour(rng) for _ in chosen]
         pixels = compose(art, chosen, colours, rng=rng, height=SIDE_PX, width=SIDE_PX, placement=PLACEMENT)
         verdict = judge(generator_damage(pixels, rng))
         concepts = torch.tensor([position[art.items[i][0]] for i in chosen])
-        styles = torch.tensor([TRAINING_STYLES.index(art.items[i][1]) for i in chosen])
+        styles = torch.tensor([style_target(art.items[i][1]) for i in chosen])
         loss = F.cross_entropy(verdict.concepts, concepts, label_smoothing=0.05)
-        loss = loss + 0.3 * F.cross_entropy(verdict.styles, styles)
+        loss = loss + 0.3 * F.cross_entropy(verdict.styles, styles, ignore_index=NO_STYLE)
         loss.backward()
         run.finish_step(len(chosen), schedule.rate(run.samples))
         if run.steps % 50 == 0:
@@ -155,6 +165,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=240_000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=2e-3)
+    add_precision_option(parser)
     in_processes(1, train, parser.parse_args())
 
 

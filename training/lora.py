@@ -22,6 +22,8 @@ RESNET_ENDS = ("conv1", "conv2")
 class LowRank(nn.Module):
     """Adds up·down·(alpha / rank) to a layer's weight; `up` starts at zero, so that at first nothing changes.
 
+    The factors are float32 whatever the weight is.
+
     Args:
         shape: of the weight: (out, in) or (out, in, height, width).
     """
@@ -37,7 +39,7 @@ class LowRank(nn.Module):
         """The weight with the adapter's change."""
         if not self.enabled:
             return weight
-        return weight + (self.up @ self.down * self.scale).view(weight.shape)
+        return weight + (self.up @ self.down * self.scale).view(weight.shape).to(weight.dtype)
 
 
 def adapt(unet: nn.Module, *, rank: int, alpha: float | None = None, convolutions: bool = True) -> dict[str, LowRank]:

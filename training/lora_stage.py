@@ -12,6 +12,7 @@ from modules.engine.tensorfile import open_tensor_file
 from training.checkpoints import read_network
 from training.lora import LowRank, adapt, kohya_tensors, save_lora
 from training.optim import Schedule
+from training.precision import add_precision_option, chosen_dtype, prepare
 from training.runs import Run
 from training.stages import StateFolder, stage_parser
 
@@ -31,6 +32,7 @@ def lora_parser(description: str | None, *, samples: int, rank: int, rate: float
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rank", type=int, default=rank)
     parser.add_argument("--rate", type=float, default=rate)
+    add_precision_option(parser)
     return parser
 
 
@@ -44,6 +46,7 @@ def train_lora(arguments: argparse.Namespace, *, name: str, title: str, make_los
     network = read_network(arguments.weights, arguments.vocabulary)
     torch.manual_seed(arguments.seed)
     network.requires_grad_(False)
+    prepare(network, chosen_dtype(arguments.precision))
     adapters = adapt(network["unet"], rank=arguments.rank)
     folder = StateFolder(arguments.state).file("runs", name)
     run = Run(folder, network, minutes=arguments.minutes, muon_ratio=None)

@@ -105,18 +105,22 @@ class Optimizer:
                     parameter.copy_(master)
 
     def average_gradients(self) -> None:
-        """Give every master the mean gradient of all processes; a missing one counts as zero."""
+        """Give every master the mean gradient of all processes, and none where none was worked out.
+
+        All processes must have worked out the gradients of the same parameters.
+        """
         for parameter, master in zip(self.parameters, self.masters, strict=True):
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            gradient = parameter.grad
             parameter.grad = None
-            master.grad = gradient.float()
+            master.grad = None if gradient is None else gradient.float()
         if world_size() == 1:
             return
-        flat = torch.cat([m.grad.reshape(-1) for m in self.masters])  # type: ignore[union-attr]
+        gradients = [master.grad for master in self.masters if master.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         dist.all_reduce(flat)
         flat /= world_size()
-        for master, chunk in zip(self.masters, flat.split([m.numel() for m in self.masters]), strict=True):
-            master.grad.copy_(chunk.view(master.shape))  # type: ignore[union-attr]
+        for gradient, chunk in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(chunk.view(gradient.shape))
 
     @torch.no_grad()
     def step(self, rate: float, *, clip: float = 1.0) -> float:
@@ -134,32 +138,39 @@ class Optimizer:
         return float(norm)
 
     def _muon_step(self, rate: float) -> None:
-        updates = [torch.empty(0)] * len(self._matrices)
-        for index, (matrix, momentum) in enumerate(zip(self._matrices, self._momenta, strict=True)):
+        """Step the matrices that have a gradient.
+
+        The others rest: an update has full size whatever the momentum's, so a stale one must not be repeated.
+        """
+        updates: list[tuple[nn.Parameter, Tensor]] = []
+        for matrix, momentum in zip(self._matrices, self._momenta, strict=True):
             gradient = matrix.grad
-            assert gradient is not None
+            if gradient is None:
+                continue
             momentum.mul_(0.95).add_(gradient)
-            if index % world_size() == rank():
+            if len(updates) % world_size() == rank():
                 nesterov = gradient.add(momentum, alpha=0.95)
-                updates[index] = orthogonalised(nesterov.reshape(len(nesterov), -1))
-        self._share(updates)
-        for matrix, update in zip(self._matrices, updates, strict=True):
+                update = orthogonalised(nesterov.reshape(len(nesterov), -1))
+            else:
+                update = torch.empty(len(matrix), matrix.numel() // len(matrix))
+            updates.append((matrix, update))
+        self._share([update for _, update in updates])
+        for matrix, update in updates:
             matrix.mul_(1 - rate * self._weight_decay)
             matrix.add_(update.view(matrix.shape), alpha=-rate * 0.2 * max(update.shape) ** 0.5)
 
     def _share(self, updates: list[Tensor]) -> None:
-        """Fill in the updates that other processes worked out."""
+        """Fill in the updates that other processes worked out: process k of n did each n-th from k on."""
         if world_size() == 1:
             return
-        shapes = [torch.Size((len(m), m.numel() // len(m))) for m in self._matrices]
         for owner in range(world_size()):
-            owned = range(owner, len(shapes), world_size())
-            flat = torch.empty(sum(shapes[i].numel() for i in owned))
-            if owner == rank():
-                torch.cat([updates[i].reshape(-1) for i in owned], out=flat)
+            owned = updates[owner :: world_size()]
+            if not owned:
+                continue
+            flat = torch.cat([update.reshape(-1) for update in owned])
             dist.broadcast(flat, owner)
-            for i, chunk in zip(owned, flat.split([shapes[i].numel() for i in owned]), strict=True):
-                updates[i] = chunk.view(shapes[i])
+            for update, chunk in zip(owned, flat.split([u.numel() for u in owned]), strict=True):
+                update.copy_(chunk.view(update.shape))
 
     def state(self) -> dict[str, object]:
         """Everything but the parameters themselves."""

@@ -4,6 +4,7 @@ A run is a folder. Its checkpoint holds float32 weights, their moving average, t
 """
 
 import logging
+import math
 import os
 import random
 import signal
@@ -24,24 +25,27 @@ from training.optim import Optimizer, rank, world_size
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 300.0
+AVERAGED_SAMPLES = 10_000
 
 
 class MovingAverage:
-    """Exponential moving average of float32 parameters, kept by the first process only.
+    """Exponential moving average of float32 parameters over the last 10,000 samples or so, kept by the first process
+    only.
 
     Args:
         parameters: what is averaged.
         changed: called after `applied` has put other values into the parameters.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], changed: Callable[[], None], *, decay: float = 0.998) -> None:
+    def __init__(self, parameters: list[nn.Parameter], changed: Callable[[], None]) -> None:
         self.values = [parameter.detach().clone() for parameter in parameters]
-        self._parameters, self._changed, self._decay = parameters, changed, decay
+        self._parameters, self._changed = parameters, changed
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Move towards the parameters; in the first steps faster."""
-        torch._foreach_lerp_(self.values, list(self._parameters), 1 - min(self._decay, (1 + step) / (10 + step)))
+    def update(self, step: int, samples: int) -> None:
+        """Move towards the parameters after a step on this many samples; in the first steps faster."""
+        decay = math.exp(-samples / AVERAGED_SAMPLES)
+        torch._foreach_lerp_(self.values, list(self._parameters), 1 - min(decay, (1 + step) / (10 + step)))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -110,7 +114,7 @@ class Run:
         self.samples += samples
         self.steps += 1
         if rank() == 0:
-            self.average.update(self.steps)
+            self.average.update(self.steps, samples)
             if time.monotonic() >= self._next_checkpoint:
                 self.save()
                 self._next_checkpoint = time.monotonic() + CHECKPOINT_SECONDS

@@ -174,14 +174,19 @@ class TextPlan:
     gradient: bool
 
 
-def draw_text_plan(rng: random.Random, *, long_share: float) -> TextPlan:
-    """Mostly one short chunk; `long_share` of the steps have the engine's full 77 tokens, half of those more chunks."""
+def draw_text_plan(rng: random.Random, *, long_share: float, learning_share: float = 1.0) -> TextPlan:
+    """Mostly one short chunk; `long_share` of the steps have the engine's full 77 tokens, half of those more chunks.
+
+    Args:
+        learning_share: share of the steps, 0–1, in which the towers learn; steps with 77 tokens stay below 0.3.
+    """
+    learns = rng.random() < learning_share
     if rng.random() < long_share:
         chunks = rng.choice((0, 0, 1, 1, 2))
-        return TextPlan(CHUNK, chunks, gradient=chunks == 0 and rng.random() < 0.3)
+        return TextPlan(CHUNK, chunks, gradient=learns and chunks == 0 and rng.random() < 0.3)
     if rng.random() < 0.15:
-        return TextPlan(SHORT, 1, gradient=True)
-    return TextPlan(rng.choice((SHORT, SHORT, MEDIUM)), 0, gradient=True)
+        return TextPlan(SHORT, 1, gradient=learns)
+    return TextPlan(rng.choice((SHORT, SHORT, MEDIUM)), 0, gradient=learns)
 
 
 class NoiseTrainer:
@@ -291,7 +296,7 @@ def train(arguments: argparse.Namespace) -> None:
     losses: list[float] = []
     while run.going(until):
         bucket = shared.choices(buckets, weights)[0]
-        plan = draw_text_plan(shared, long_share=arguments.long)
+        plan = draw_text_plan(shared, long_share=arguments.long, learning_share=arguments.text)
         loss = trainer.loss(bucket, plan)
         loss.backward()
         rate = schedule.rate(run.samples)
@@ -324,6 +329,7 @@ def main() -> None:
     parser.add_argument("--everyday", type=float, default=None, help="share of everyday concepts, 0-1; default: even")
     parser.add_argument("--favour", type=Path, default=None, help="file of labels that count as everyday concepts")
     parser.add_argument("--long", type=float, default=0.25, help="share of steps with 77 tokens per chunk, 0-1")
+    parser.add_argument("--text", type=float, default=1.0, help="share of steps in which the text towers learn, 0-1")
     add_precision_option(parser)
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()

@@ -1,10 +1,11 @@
 """Trains the image tower against the finished, frozen text tower, and stores the bank that describing looks up.
 
 Contrastive loss: Radford et al. 2021 (arXiv:2103.00020), fig. 3; the same picture's other captions in a batch do not
-count as wrong.
+count as wrong. Besides, every picture is to find its label among all labels of the bank.
 """
 
 import argparse
+import copy
 import json
 import logging
 import math
@@ -13,27 +14,28 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from training.art import HELD_OUT_STYLE, TRAINING_STYLES, ArtSet, Style, load_art
+from modules.engine.concepts import BANK_FILE, TOWER_FILE, Bank, image_embeds
+from training.art import HELD_OUT_STYLE, RECOGNITION_STYLES, TRAINING_STYLES, ArtSet, Style, load_recognition_art
 from training.captions import caption, with_article
 from training.checkpoints import read_network
+from training.judge import generator_damage
 from training.nets import NATIVE_PX, TEXT_WIDTHS
 from training.optim import Schedule
 from training.pictures import AUGMENTED, CENTRED, compose, random_colour
+from training.precision import add_precision_option, chosen_dtype, prepare
 from training.prompts import PromptEncoder
 from training.runs import Run, averaged_weights, in_processes, seeded
 from training.stages import StateFolder, stage_parser, start_logging
 
 logger = logging.getLogger(__name__)
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's own normalisation
-DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 TOKENS = 32
 GALLERY = 512
+KNOWN_SHARE = 0.9  # of real pictures of a style never seen, how many the bank is to dare a name for
 
 
 def new_vision_tower() -> CLIPVisionModelWithProjection:
@@ -48,16 +50,9 @@ def new_vision_tower() -> CLIPVisionModelWithProjection:
             image_size=NATIVE_PX,
             patch_size=16,
             hidden_act="gelu",
+            attn_implementation="eager",  # as in the text towers: the fused backward pass is slow on CPUs
         )
     )
-
-
-def image_embeds(tower: CLIPVisionModelWithProjection, pixels: Tensor) -> Tensor:
-    """(B, 192) embeddings of unit length, from (B, 3, h, w) pixels in −1…1 of any size."""
-    if pixels.shape[-2:] != (NATIVE_PX, NATIVE_PX):
-        pixels = F.interpolate(pixels, size=(NATIVE_PX, NATIVE_PX), mode="area")
-    mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, DEVIATION))
-    return F.normalize(tower(pixel_values=((pixels + 1) / 2 - mean) / deviation).image_embeds, dim=-1)
 
 
 @torch.no_grad()
@@ -66,7 +61,22 @@ def text_embeds(encoder: PromptEncoder, texts: list[str]) -> Tensor:
     parts = [
         encoder.second(encoder.token_ids(texts[i : i + 64], TOKENS)[1]).text_embeds for i in range(0, len(texts), 64)
     ]
-    return F.normalize(torch.cat(parts), dim=-1)
+    return F.normalize(torch.cat(parts).float(), dim=-1)
+
+
+def disturbed(pixels: Tensor, rng: random.Random) -> Tensor:
+    """Pictures as they might also look: softer, in other colours, some in grey, some with a corner hidden."""
+    pixels = generator_damage(pixels, rng)
+    mixing = torch.eye(3) + 0.12 * torch.randn(len(pixels), 3, 3)
+    grey = torch.rand(len(pixels), 1, 1) < 0.1
+    mixing = torch.where(grey, torch.full((3, 3), 1 / 3), mixing)
+    pixels = torch.einsum("bij,bjhw->bihw", mixing, pixels).clamp(-1, 1)
+    side = pixels.shape[-1]
+    for picture in pixels:
+        if rng.random() < 0.3:
+            row, column, size = rng.randrange(side), rng.randrange(side), rng.randint(side // 8, side // 3)
+            picture[:, row : row + size, column : column + size] = rng.uniform(-1, 1)
+    return pixels
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, groups: Tensor) -> Tensor:
@@ -86,8 +96,8 @@ class Trained(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(14.0)))
 
     def scale(self) -> Tensor:
-        """Factor of the cosines, at most 60."""
-        return self.log_scale.exp().clamp(max=60)
+        """Factor of the cosines, at most 100."""
+        return self.log_scale.float().exp().clamp(max=100)
 
 
 @torch.inference_mode()
@@ -120,32 +130,24 @@ def describe_bank(encoder: PromptEncoder, art: ArtSet) -> tuple[Tensor, list[str
     return F.normalize(torch.stack(rows).mean(0), dim=-1), labels
 
 
-def save_bank(bank: Tensor, labels: list[str], file: Path) -> None:
-    """Write the bank, float16, its labels in the header as a JSON list."""
-    save_file({"embeddings": bank.half().contiguous()}, file, metadata={"labels": json.dumps(labels)})
-
-
-def load_bank(file: Path) -> tuple[Tensor, list[str]]:
-    """The bank that `save_bank` wrote, float32."""
-    with safe_open(file, "pt") as tensors:
-        return tensors.get_tensor("embeddings").float(), json.loads(tensors.metadata()["labels"])
+def save_bank(bank: Bank, file: Path) -> None:
+    """Write the bank, float16, with what else `concepts.read_bank` reads."""
+    facts = {"labels": json.dumps(bank.labels), "scale": f"{bank.scale:.4f}", "least": f"{bank.least:.4f}"}
+    save_file({"embeddings": bank.embeddings.half().contiguous()}, file, metadata=facts)
 
 
 @torch.inference_mode()
-def describing(
-    tower: CLIPVisionModelWithProjection,
-    bank: Tensor,
-    labels: list[str],
-    art: ArtSet,
-    style: Style,
-    *,
-    count: int = 400,
-) -> float:
-    """Share of real pictures of one style, 0–1, whose label is among the bank's five nearest."""
+def cosines(tower: CLIPVisionModelWithProjection, bank: Tensor, art: ArtSet, style: Style) -> tuple[Tensor, list[int]]:
+    """(pictures, labels) cosines of 400 real pictures of one style, and their indices in the art set."""
     rng = random.Random(7)
     pictures = art.pick(styles=(style,))
-    pictures = rng.sample(pictures, min(count, len(pictures)))
-    best = (_embed(tower, art, pictures, rng) @ bank.T).topk(min(5, len(labels))).indices
+    pictures = rng.sample(pictures, min(400, len(pictures)))
+    return _embed(tower, art, pictures, rng) @ bank.T, pictures
+
+
+def describing(found: Tensor, pictures: list[int], labels: list[str], art: ArtSet) -> float:
+    """Share of pictures, 0–1, whose label is among the bank's five nearest."""
+    best = found.topk(min(5, len(labels))).indices
     named = [{labels[int(i)] for i in row} for row in best]
     return sum(art.concepts[art.items[i][0]].label in seen for i, seen in zip(pictures, named, strict=True)) / len(
         named
@@ -155,18 +157,22 @@ def describing(
 def train(arguments: argparse.Namespace) -> None:
     """One process of the stage."""
     state = StateFolder(arguments.state)
-    art = load_art(state.file("art"))
+    art = load_recognition_art(state)
     encoder = read_network(arguments.weights, arguments.vocabulary)["text"].requires_grad_(False).eval()
     assert isinstance(encoder, PromptEncoder)
+    bank, labels = describe_bank(encoder, art)
+    places = {label: place for place, label in enumerate(labels)}
     torch.manual_seed(arguments.seed)
-    trained = Trained()
+    trained, reader, dtype = Trained(), copy.deepcopy(encoder), chosen_dtype(arguments.precision)
+    for network in (trained, reader):
+        prepare(network, dtype)
     run = Run(state.file("runs", "vision"), trained, minutes=arguments.minutes, muon_ratio=None)
     if arguments.resume:
         run.load()
     run.stop_on_signals()
     schedule = Schedule(arguments.rate, warmup=8000, decay_from=arguments.samples // 3, decay_to=arguments.samples)
     rng = seeded(arguments.seed, "vision", run.samples)
-    pictures = art.pick(limit=arguments.concepts)
+    pictures = art.pick(styles=RECOGNITION_STYLES, limit=arguments.concepts)
     while run.going(arguments.samples):
         chosen = rng.choices(pictures, k=arguments.batch)
         colours = [random_colour(rng) for _ in chosen]
@@ -175,8 +181,10 @@ def train(arguments: argparse.Namespace) -> None:
         texts = [
             caption(concept, style, colour, rng=rng) for (concept, style), colour in zip(named, colours, strict=True)
         ]
-        images = image_embeds(trained.tower, pixels)
-        loss = contrastive_loss(images, text_embeds(encoder, texts), trained.scale(), torch.tensor(chosen))
+        images = image_embeds(trained.tower, disturbed(pixels, rng))
+        loss = contrastive_loss(images, text_embeds(reader, texts), trained.scale(), torch.tensor(chosen))
+        targets = torch.tensor([places[concept.label] for concept, _ in named])
+        loss = loss + F.cross_entropy(trained.scale() * images @ bank.T, targets, label_smoothing=0.05)
         loss.backward()
         run.finish_step(len(chosen), schedule.rate(run.samples))
         if run.steps % 25 == 0:
@@ -191,12 +199,15 @@ def finish(state: StateFolder, art: ArtSet, encoder: PromptEncoder, checkpoint: 
     trained.load_state_dict(averaged_weights(checkpoint), strict=False)
     tower = trained.tower.half().float().eval()
     weights = {name: tensor.half().contiguous() for name, tensor in tower.state_dict().items()}
-    save_file(weights, state.file("export", "focale-vision.safetensors"), metadata={"format": "pt"})
-    bank, labels = describe_bank(encoder, art)
-    save_bank(bank, labels, state.file("export", "focale-describe.safetensors"))
+    save_file(weights, state.file("export", TOWER_FILE), metadata={"format": "pt"})
+    embeddings, labels = describe_bank(encoder, art)
     logger.info("top-5 of %d captions: %.1f %%", GALLERY, 100 * retrieval(tower, encoder, art))
-    for style in (*TRAINING_STYLES, HELD_OUT_STYLE):
-        logger.info("describe, %s: top-5 %.1f %%", style, 100 * describing(tower, bank, labels, art, style))
+    for style in (*RECOGNITION_STYLES, HELD_OUT_STYLE):
+        found, pictures = cosines(tower, embeddings, art, style)
+        logger.info("describe, %s: top-5 %.1f %%", style, 100 * describing(found, pictures, labels, art))
+    least = float(found.max(1).values.quantile(1 - KNOWN_SHARE))  # of the held-out style, which comes last
+    bank = Bank(embeddings, tuple(labels), float(trained.scale().detach()), least)
+    save_bank(bank, state.file("export", BANK_FILE))
 
 
 def main() -> None:
@@ -208,6 +219,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=300_000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=1e-3)
+    add_precision_option(parser)
     in_processes(1, train, parser.parse_args())
 
 

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from training.art import HELD_OUT_STYLE, TRAINING_STYLES, ArtSet, Concept, load_art, write_art
+from training.art import (
+    HELD_OUT_STYLE,
+    RECOGNITION_STYLES,
+    TRAINING_STYLES,
+    ArtSet,
+    Concept,
+    Style,
+    load_art,
+    write_art,
+)
 from training.latents import encode_pictures, save_cache
 from training.nets import new_vae
 from training.stages import StateFolder
@@ -36,10 +45,12 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> StateFolder:
     torch.manual_seed(0)
     state = StateFolder(tmp_path_factory.mktemp("training"))
     concepts = [Concept(f"{i:x}", label, ("round", "thing"), "food", True) for i, label in enumerate(LABELS)]
-    styles = (*TRAINING_STYLES, HELD_OUT_STYLE)
-    items = [(index, style) for index in range(len(concepts)) for style in styles]
-    pixels = np.stack([shape(concepts[index].label, style) for index, style in items])
-    write_art(state.file("art"), concepts, items, pixels)
+    more = tuple(style for style in RECOGNITION_STYLES if style not in TRAINING_STYLES)
+    folders: dict[str, tuple[Style, ...]] = {"art": (*TRAINING_STYLES, HELD_OUT_STYLE), "more": more}
+    for folder, styles in folders.items():
+        items = [(index, style) for index in range(len(concepts)) for style in styles]
+        pixels = np.stack([shape(concepts[index].label, style) for index, style in items])
+        write_art(state.file(folder), concepts, items, pixels)
     vae = new_vae().eval()
     vae.save_pretrained(state.file("vae"))
     art = load_art(state.file("art"))

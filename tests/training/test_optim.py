@@ -58,6 +58,21 @@ def test_optimizer_fits_a_linear_map() -> None:
     assert (network(inputs) - inputs @ wanted).square().mean().item() < 0.01
 
 
+def test_what_has_no_gradient_rests() -> None:
+    """Muon's updates have full size whatever the gradient's, so a frozen step must not repeat the last one."""
+    torch.manual_seed(0)
+    network, inputs = nn.ModuleDict({"moved": nn.Linear(6, 6), "resting": nn.Linear(6, 6)}), torch.randn(8, 6)
+    optimizer = Optimizer(network.named_parameters())
+    for layer in network.values():
+        layer(inputs).square().mean().backward()
+    optimizer.step(0.01)
+    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    network["moved"](inputs).square().mean().backward()
+    optimizer.step(0.01)
+    for name, parameter in network.named_parameters():
+        assert torch.equal(parameter, before[name]) == name.startswith("resting")
+
+
 def _train_halves(folder: Path, rows: int) -> None:
     """Each process takes its part of the rows."""
     torch.manual_seed(0)

@@ -165,7 +165,7 @@ def test_evaluation_scores_every_measure(stage: Stage, state: StateFolder, tmp_p
     fresh = Judge(len(LABELS)).eval()
     judge.save_file(fresh.state_dict(), state.file("judge.safetensors"))
     options = ("--weights", EMBEDDED, "--vocabulary", VOCABULARY, "--output", tmp_path)
-    stage(evaluate, *options, "--per-concept", 1, "--steps", 1, "--concepts", 2)
+    stage(evaluate, *options, "--per-concept", 1, "--steps", 1, "--concepts", 2, "--processes", 1)
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert all(0 <= value <= 1 for value in scores.values() if not math.isnan(value))
     assert {file.name for file in tmp_path.glob("*.png")} == {
