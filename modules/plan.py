@@ -27,6 +27,7 @@ from modules.prompts import ImagePrompt, LoraChoice, PromptSources, PromptTask, 
 from modules.request import GenerationRequest
 
 EMBEDDED_MODEL = "focale-tiny.safetensors"
+EMBEDDED_FEW_STEP_LORA = "focale-few-step.safetensors"  # stands in for every mode's LoRA with that model
 SDXL_NATIVE_SIZE = 1024
 SIZE_MULTIPLE_PX = 16  # of demo models, whose pictures are small
 
@@ -366,14 +367,16 @@ def _chosen_loras(request: GenerationRequest, resources: PlanResources, notices:
 def _performance_loras(
     request: GenerationRequest, resources: PlanResources, notices: list[str], *, is_demo: bool
 ) -> tuple[LoraChoice, ...]:
-    """The distilled LoRA of the performance mode; the demo model does without when it has none of its own."""
+    """The distilled LoRA of the performance mode; for the demo model its own, which serves all modes at full weight."""
     facts = FIXED_BY_PERFORMANCE[request.performance_selection]
     if facts.lora is None:
         return ()
+    if is_demo and resources.catalogue.find(Kind.LORA, EMBEDDED_FEW_STEP_LORA):
+        return (LoraChoice(EMBEDDED_FEW_STEP_LORA, 1.0),)
     if is_demo:
         notices.append(
-            f"{request.performance_selection.value} needs a LoRA made for the model; the demo model has none, "
-            "so its pictures stay rough in this mode."
+            f"{request.performance_selection.value} needs a LoRA made for the model, and {EMBEDDED_FEW_STEP_LORA} is "
+            "not in models/embedded/loras, so the demo model's pictures stay rough in this mode."
         )
         return ()
     if not resources.catalogue.find(Kind.LORA, facts.lora):

@@ -202,7 +202,7 @@ class Provision:
     def _mode_lora(
         self, request: GenerationRequest, resources: PlanResources, will_have: set[str]
     ) -> Iterator[tuple[Field, Kind, str]]:
-        """The LoRA of the performance mode, when it is missing and the model is not the demo model, which has none.
+        """The LoRA of the performance mode, when it is missing and the model is not the demo model, which has its own.
 
         Args:
             will_have: checkpoints that are fetched before.

@@ -23,13 +23,13 @@ from training.stages import StateFolder, stage_parser, start_logging
 
 logger = logging.getLogger(__name__)
 
-Style = Literal["3d", "flat", "noto", "twemoji", "noto-v1", "fxemoji", "high-contrast"]
+Style = Literal["3d", "flat", "noto", "twemoji", "noto-v1", "high-contrast"]
 TRAINING_STYLES: tuple[Style, ...] = ("3d", "flat", "noto")
 HELD_OUT_STYLE: Style = "twemoji"
 # The VAE that training started from had seen Twemoji; this style neither it nor the UNet ever saw.
 UNSEEN_STYLE: Style = "noto-v1"
 # Networks that recognise pictures learn from these as well, so that they know a thing in a hand they never met.
-RECOGNITION_STYLES: tuple[Style, ...] = (*TRAINING_STYLES, "noto-v1", "fxemoji", "high-contrast")
+RECOGNITION_STYLES: tuple[Style, ...] = (*TRAINING_STYLES, "noto-v1", "high-contrast")
 RECOGNITION_PX = 128
 UNSEEN_PICTURES = 256
 CORE_GROUPS = ("smileys", "animals", "food", "travel", "activities", "objects")
@@ -97,12 +97,6 @@ PACKAGES: dict[str, Package] = {
         "1.2.5",
         "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37",
         "Apache-2.0 (Google Noto Emoji of 2017), for recognising, and for measuring the VAE",
-    ),
-    "fxemoji": Package(
-        "@iconify-json/fxemoji",
-        "1.2.2",
-        "f3e72b3c59d05e1db03b7e308d55c0d05bd7ba3f625a90da1b79313c12858eef",
-        "Apache-2.0 (Mozilla FxEmojis), for recognising only",
     ),
     "high-contrast": Package(
         "@iconify-json/fluent-emoji-high-contrast",
@@ -186,9 +180,15 @@ def read_concepts(names_folder: Path) -> list[Concept]:
 
 
 def icon_svgs(folder: Path, codes_from: Path | None = None) -> dict[str, str]:
-    """SVG text by code of an Iconify package; a package without codes has the names of another."""
+    """SVG text by code of an Iconify package; a package without codes has the names of another.
+
+    Raises:
+        ValueError: neither has codes.
+    """
     icons = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
     codes = json.loads(((codes_from or folder) / "chars.json").read_text(encoding="utf-8"))
+    if not codes:
+        raise ValueError(f"{codes_from or folder} names no code points, so its icons cannot be told apart")
     svgs = {}
     for code, name in codes.items():
         parent = icons.get("aliases", {}).get(name, {}).get("parent", name)
@@ -212,7 +212,6 @@ def art_sources(packages_folder: Path) -> dict[Style, dict[str, Path | str]]:
         "noto": dict(icon_svgs(folders["noto"])),
         "twemoji": {normalised_code(file.stem): file for file in folders["twemoji"].glob("*.svg")},
         "noto-v1": dict(icon_svgs(folders["noto-v1"], codes_from=folders["noto"])),
-        "fxemoji": dict(icon_svgs(folders["fxemoji"])),
         "high-contrast": dict(icon_svgs(folders["high-contrast"])),
     }
 

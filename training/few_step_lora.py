@@ -1,7 +1,8 @@
 """Distils guidance and many steps into a LoRA: four to eight steps, no negative prompt.
 
 Latent consistency distillation: Luo et al. 2023 (arXiv:2310.04378), alg. 1, with the LoRA as the student (Luo et al.
-2023, arXiv:2311.05556) and the same weights without it as the teacher.
+2023, arXiv:2311.05556) and the same weights without it as the teacher. Unlike there, the last steps are not consistent
+with the clean picture but with the teacher's estimate of it.
 """
 
 import argparse
@@ -24,6 +25,9 @@ from training.unet import Bucket, Choice, load_buckets
 SKIP = 20
 GUIDANCE_RANGE = (3.0, 7.0)
 HUBER = 0.001
+ANCHORED = (
+    280  # below this timestep the target is the teacher's own clean estimate, or the student's errors add up to grain
+)
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,9 @@ class ConsistencyTrainer:
         start = self._share(step.start)
         noisy = start.sqrt() * latents + (1 - start).sqrt() * noise
         with torch.no_grad():
-            after = self._teacher_step(noisy, step, wanted, empty)
+            after, guided = self._teacher_step(noisy, step, wanted, empty)
             target = self._consistent(after, step.end, wanted)
-            target = torch.where((step.end < 0).view(-1, 1, 1, 1), after, target)
+            target = torch.where((step.start < ANCHORED).view(-1, 1, 1, 1), guided, target)
         error = self._consistent(noisy, step.start, wanted) - target
         return ((error.square() + HUBER**2).sqrt() - HUBER).mean()
 
@@ -98,15 +102,16 @@ class ConsistencyTrainer:
         noise = self._noise(latents, timesteps.clamp(min=0), encoding)
         return keep * latents + take * clean_estimate(latents, noise, self._share(timesteps.clamp(min=0)))
 
-    def _teacher_step(self, latents: Tensor, step: Step, wanted: Encoding, empty: Encoding) -> Tensor:
-        """One DDIM step of the guided teacher, each row with a guidance of its own."""
+    def _teacher_step(self, latents: Tensor, step: Step, wanted: Encoding, empty: Encoding) -> tuple[Tensor, Tensor]:
+        """Where a DDIM step of the teacher leads, guided row by row, and its clean estimate."""
         with switched_off(self._adapters):
             noise, plain = self._noise(latents, step.start, wanted), self._noise(latents, step.start, empty)
         low, high = GUIDANCE_RANGE
         guidance = low + (high - low) * torch.rand(len(latents), 1, 1, 1)
         noise = plain + guidance * (noise - plain)
         end = self._share(step.end)
-        return end.sqrt() * clean_estimate(latents, noise, self._share(step.start)) + (1 - end).sqrt() * noise
+        clean = clean_estimate(latents, noise, self._share(step.start))
+        return end.sqrt() * clean + (1 - end).sqrt() * noise, clean
 
 
 def train(arguments: argparse.Namespace) -> None:

@@ -113,13 +113,14 @@ def train(arguments: argparse.Namespace) -> None:
         concepts = torch.tensor([position[art.items[i][0]] for i in chosen])
         styles = torch.tensor([style_target(art.items[i][1]) for i in chosen])
         loss = F.cross_entropy(verdict.concepts, concepts, label_smoothing=0.05)
-        loss = loss + 0.3 * F.cross_entropy(verdict.styles, styles, ignore_index=NO_STYLE)
+        loss = loss + F.cross_entropy(verdict.styles, styles, ignore_index=NO_STYLE)
         loss.backward()
         run.finish_step(len(chosen), schedule.rate(run.samples))
         if run.steps % 50 == 0:
             logger.info("%d samples: loss %.3f", run.samples, float(loss.detach()))
     run.save()
-    save_file(averaged_weights(run.file), state.file("judge.safetensors"), metadata={"concepts": str(len(order))})
+    weights = {name: weight.contiguous() for name, weight in averaged_weights(run.file).items()}
+    save_file(weights, state.file("judge.safetensors"), metadata={"concepts": str(len(order))})
     report(load_judge(state.file("judge.safetensors")), art)
 
 

@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from modules.engine.concepts import BANK_FILE, TOWER_FILE, Bank, image_embeds
 from training.art import HELD_OUT_STYLE, RECOGNITION_STYLES, TRAINING_STYLES, ArtSet, Style, load_recognition_art
 from training.captions import caption, with_article
 from training.checkpoints import read_network
+from training.concepts import BANK_FILE, TOWER_FILE, Bank, image_embeds
 from training.judge import generator_damage
 from training.nets import NATIVE_PX, TEXT_WIDTHS
 from training.optim import Schedule

@@ -13,6 +13,7 @@ from modules.engine.denoiser import Denoiser
 from modules.engine.device import choose_policy
 from modules.engine.guidance import Guidance
 from modules.engine.latents import latent_size
+from modules.engine.loras import LoraChoice
 from modules.engine.noise import RowNoise
 from modules.engine.sample import sample
 from modules.engine.sigmas import model_sampling_for
@@ -22,6 +23,8 @@ from modules.engine.tokens import ClipTokenizer
 
 MODELS = Path(__file__).parents[2] / "models"
 EMBEDDED = MODELS / "embedded" / "focale-tiny.safetensors"
+LORAS = MODELS / "embedded" / "loras"
+FEW_STEP_LORA, STYLE_LORA = LORAS / "focale-few-step.safetensors", LORAS / "focale-pixel-art.safetensors"
 SIZE = 128
 
 
@@ -31,16 +34,26 @@ def model() -> SdxlModel:
 
 
 @torch.inference_mode()
-def _draw(model: SdxlModel, prompt: str, seeds: list[int]) -> list[NDArray[np.float64]]:
-    """Pictures as (128, 128, 3) arrays of 0…255, 8 steps."""
+def _draw(
+    model: SdxlModel,
+    prompt: str,
+    seeds: list[int],
+    *,
+    steps: int = 8,
+    guidance_scale: float = 7.0,
+    sampler: str = "dpmpp_2m",
+    scheduler: str = "karras",
+) -> list[NDArray[np.float64]]:
+    """Pictures as (128, 128, 3) arrays of 0…255."""
     conditioner = TextConditioner(ClipTokenizer(MODELS / "tokenizer"))
     positive, negative = (
         conditioner.condition(model, (text,), width=SIZE, height=SIZE, adm_scaler=1.0).expand(len(seeds))
         for text in (prompt, "")
     )
-    denoiser = Denoiser(model.unet, model_sampling_for("karras"), positive, negative, Guidance(7.0))
+    guidance = Guidance(guidance_scale)
+    denoiser = Denoiser(model.unet, model_sampling_for(scheduler), positive, negative, guidance)
     noise = RowNoise(seeds, (4, *latent_size(SIZE, SIZE)), torch.device("cpu"))
-    run = sample(denoiser, noise, sampler="dpmpp_2m", scheduler="karras", steps=8)
+    run = sample(denoiser, noise, sampler=sampler, scheduler=scheduler, steps=steps)
     try:
         while True:
             next(run)
@@ -64,6 +77,39 @@ def test_same_seed_gives_the_same_pixels(model: SdxlModel) -> None:
     (again,) = _draw(model, "panda", [3])
 
     assert np.array_equal(first, again)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "scheduler", "steps"),
+    [("euler", "sgm_uniform", 4), ("lcm", "lcm", 8), ("dpmpp_sde_gpu", "karras", 4)],
+    ids=["Lightning", "Extreme Speed", "Hyper-SD"],
+)
+def test_few_step_lora_stands_in_for_guidance(model: SdxlModel, sampler: str, scheduler: str, steps: int) -> None:
+    """A panda is black and white; without the LoRA it stays grey, for want of guidance."""
+
+    def contrast() -> float:
+        drawn = _draw(model, "panda", [1, 2, 3], steps=steps, guidance_scale=1.0, sampler=sampler, scheduler=scheduler)
+        return float(np.mean([picture.std() for picture in drawn]))
+
+    without = contrast()
+    with model.loras.merged([LoraChoice(FEW_STEP_LORA, 1.0)]) as (report,):
+        assert not report.unmatched
+        with_lora = contrast()
+    assert with_lora > 1.08 * without
+
+
+def test_pixel_art_lora_draws_cells(model: SdxlModel) -> None:
+    """Within the cells of 8 px colours change less, and between them more, than without the LoRA."""
+
+    def cellularity() -> float:
+        across = [np.abs(np.diff(p, axis=1)).mean((0, 2)) for p in _draw(model, "a red apple, pixel art", [1, 2])]
+        steps = np.mean(across, axis=0)
+        return float(steps[7::8].mean() / steps.mean())
+
+    plain = cellularity()
+    with model.loras.merged([LoraChoice(STYLE_LORA, 1.0)]) as (report,):
+        assert not report.unmatched
+        assert cellularity() > 1.2 * plain
 
 
 def test_files_stay_small_enough_for_a_repository() -> None:

@@ -5,13 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
-from modules.engine.concepts import BANK_FILE, TOWER_FILE, Bank, ConceptFinder, image_embeds, read_bank
 from tests.training.conftest import EMBEDDED, LABELS, VOCABULARY
 from training import vision
 from training.art import ArtSet
 from training.checkpoints import read_network
+from training.concepts import BANK_FILE, TOWER_FILE, Bank, image_embeds, read_bank, read_tower
 from training.prompts import PromptEncoder
 from training.stages import StateFolder
 from training.vision import contrastive_loss, describe_bank, new_vision_tower, save_bank
@@ -70,4 +69,5 @@ def test_vision_stage_writes_tower_and_bank(state: StateFolder, monkeypatch: pyt
     bank = read_bank(state.file("export", BANK_FILE))
     assert bank.embeddings.shape == (len(bank.labels), 192)
     assert state.file("export", TOWER_FILE).stat().st_size < 6_000_000
-    ConceptFinder(state.file("export"))(Image.new("RGB", (60, 90), "red"))
+    embeds = image_embeds(read_tower(state.file("export", TOWER_FILE)), torch.zeros(1, 3, 60, 90))
+    assert (embeds @ bank.embeddings.T).shape == (1, len(LABELS))

@@ -165,7 +165,13 @@ def test_a_mode_that_needs_a_lora_fetches_it_when_a_real_model_is_there(machine:
 def test_the_demo_model_needs_no_mode_lora(machine: Machine) -> None:
     assert machine.lacks(performance_selection="Lightning") == []
     plan = make_plan(machine.request(performance_selection="Lightning"), machine.resources.plan_resources())
-    assert any("the demo model has none" in notice for notice in plan.notices)
+    assert any("focale-few-step.safetensors is not in models/embedded/loras" in notice for notice in plan.notices)
+    machine.add("embedded/loras", "focale-few-step.safetensors")
+    machine.resources.catalogue.refresh()
+    for mode in ("Lightning", "Hyper-SD", "Extreme Speed"):
+        plan = make_plan(machine.request(performance_selection=mode), machine.resources.plan_resources())
+        assert [(lora.name, lora.weight) for lora in plan.images[0].loras] == [("focale-few-step.safetensors", 1.0)]
+        assert not any("LoRA" in notice and "default" not in notice.lower() for notice in plan.notices)
 
 
 def test_a_mode_lora_comes_along_with_the_model_it_is_for(machine: Machine) -> None:

@@ -1,4 +1,4 @@
-"""Names the thing that a drawing shows, by the embedded family's image tower and a bank of label embeddings."""
+"""The files of the image tower and of the bank that names what a drawing shows, and how both are read."""
 
 import json
 from dataclasses import dataclass
@@ -6,18 +6,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from modules.engine.tags import Tag
 from modules.engine.tensorfile import open_tensor_file
 
 TOWER_FILE = "focale-vision.safetensors"
 BANK_FILE = "focale-describe.safetensors"
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's own normalisation
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
-LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -82,30 +79,3 @@ def image_embeds(tower: CLIPVisionModelWithProjection, pixels: Tensor) -> Tensor
     mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, DEVIATION))
     values = (((pixels + 1) / 2 - mean) / deviation).to(tower.dtype)
     return F.normalize(tower(pixel_values=values).image_embeds.float(), dim=-1)
-
-
-class ConceptFinder:
-    """The image tower and its bank; the same picture always gets the same names."""
-
-    def __init__(self, folder: Path) -> None:
-        """Load both from a folder.
-
-        Raises:
-            ModelFileMissing, ModelFileUnusable: see `open_tensor_file`.
-        """
-        self._tower = read_tower(folder / TOWER_FILE)
-        self._bank = read_bank(folder / BANK_FILE)
-
-    @torch.inference_mode()
-    def __call__(self, image: Image.Image) -> tuple[Tag, ...]:
-        """At most five names for an RGB picture, the likeliest first; none when it looks like nothing in the bank."""
-        side = self._tower.config.image_size
-        square = ImageOps.pad(image, (side, side), Image.Resampling.LANCZOS, color=image.getpixel((0, 0)))
-        pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(1, side, side, 3)
-        embedding = image_embeds(self._tower, pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
-        cosines = (embedding @ self._bank.embeddings.T)[0]
-        best = cosines.topk(min(LISTED, len(cosines)))
-        if float(best.values[0]) < self._bank.least:
-            return ()
-        probabilities = (self._bank.scale * cosines).softmax(0)
-        return tuple(Tag(self._bank.labels[i], float(probabilities[i])) for i in best.indices.tolist())
