@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -21,7 +22,6 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from training.art import HELD_OUT_STYLE, RECOGNITION_STYLES, TRAINING_STYLES, ArtSet, Style, load_recognition_art
 from training.captions import caption, with_article
 from training.checkpoints import read_network
-from training.concepts import BANK_FILE, TOWER_FILE, Bank, image_embeds
 from training.judge import generator_damage
 from training.nets import NATIVE_PX, TEXT_WIDTHS
 from training.optim import Schedule
@@ -33,9 +33,10 @@ from training.stages import StateFolder, stage_parser, start_logging
 
 logger = logging.getLogger(__name__)
 
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's own normalisation
+DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 TOKENS = 32
 GALLERY = 512
-KNOWN_SHARE = 0.9  # of real pictures of a style never seen, how many the bank is to dare a name for
 
 
 def new_vision_tower() -> CLIPVisionModelWithProjection:
@@ -53,6 +54,15 @@ def new_vision_tower() -> CLIPVisionModelWithProjection:
             attn_implementation="eager",  # as in the text towers: the fused backward pass is slow on CPUs
         )
     )
+
+
+def image_embeds(tower: CLIPVisionModelWithProjection, pixels: Tensor) -> Tensor:
+    """(B, 192) float32 embeddings of unit length, from (B, 3, h, w) pixels in −1…1 of any size."""
+    if pixels.shape[-2:] != (NATIVE_PX, NATIVE_PX):
+        pixels = F.interpolate(pixels, size=(NATIVE_PX, NATIVE_PX), mode="area")
+    mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, DEVIATION))
+    values = (((pixels + 1) / 2 - mean) / deviation).to(tower.dtype)
+    return F.normalize(tower(pixel_values=values).image_embeds.float(), dim=-1)
 
 
 @torch.no_grad()
@@ -130,24 +140,32 @@ def describe_bank(encoder: PromptEncoder, art: ArtSet) -> tuple[Tensor, list[str
     return F.normalize(torch.stack(rows).mean(0), dim=-1), labels
 
 
-def save_bank(bank: Bank, file: Path) -> None:
-    """Write the bank, float16, with what else `concepts.read_bank` reads."""
-    facts = {"labels": json.dumps(bank.labels), "scale": f"{bank.scale:.4f}", "least": f"{bank.least:.4f}"}
-    save_file({"embeddings": bank.embeddings.half().contiguous()}, file, metadata=facts)
+def save_bank(bank: Tensor, labels: list[str], file: Path) -> None:
+    """Write the bank, float16, its labels in the header as a JSON list."""
+    save_file({"embeddings": bank.half().contiguous()}, file, metadata={"labels": json.dumps(labels)})
+
+
+def load_bank(file: Path) -> tuple[Tensor, list[str]]:
+    """The bank that `save_bank` wrote, float32."""
+    with safe_open(file, "pt") as tensors:
+        return tensors.get_tensor("embeddings").float(), json.loads(tensors.metadata()["labels"])
 
 
 @torch.inference_mode()
-def cosines(tower: CLIPVisionModelWithProjection, bank: Tensor, art: ArtSet, style: Style) -> tuple[Tensor, list[int]]:
-    """(pictures, labels) cosines of 400 real pictures of one style, and their indices in the art set."""
+def describing(
+    tower: CLIPVisionModelWithProjection,
+    bank: Tensor,
+    labels: list[str],
+    art: ArtSet,
+    style: Style,
+    *,
+    count: int = 400,
+) -> float:
+    """Share of real pictures of one style, 0–1, whose label is among the bank's five nearest."""
     rng = random.Random(7)
     pictures = art.pick(styles=(style,))
-    pictures = rng.sample(pictures, min(400, len(pictures)))
-    return _embed(tower, art, pictures, rng) @ bank.T, pictures
-
-
-def describing(found: Tensor, pictures: list[int], labels: list[str], art: ArtSet) -> float:
-    """Share of pictures, 0–1, whose label is among the bank's five nearest."""
-    best = found.topk(min(5, len(labels))).indices
+    pictures = rng.sample(pictures, min(count, len(pictures)))
+    best = (_embed(tower, art, pictures, rng) @ bank.T).topk(min(5, len(labels))).indices
     named = [{labels[int(i)] for i in row} for row in best]
     return sum(art.concepts[art.items[i][0]].label in seen for i, seen in zip(pictures, named, strict=True)) / len(
         named
@@ -199,15 +217,12 @@ def finish(state: StateFolder, art: ArtSet, encoder: PromptEncoder, checkpoint: 
     trained.load_state_dict(averaged_weights(checkpoint), strict=False)
     tower = trained.tower.half().float().eval()
     weights = {name: tensor.half().contiguous() for name, tensor in tower.state_dict().items()}
-    save_file(weights, state.file("export", TOWER_FILE), metadata={"format": "pt"})
-    embeddings, labels = describe_bank(encoder, art)
+    save_file(weights, state.file("export", "focale-vision.safetensors"), metadata={"format": "pt"})
+    bank, labels = describe_bank(encoder, art)
+    save_bank(bank, labels, state.file("export", "focale-describe.safetensors"))
     logger.info("top-5 of %d captions: %.1f %%", GALLERY, 100 * retrieval(tower, encoder, art))
     for style in (*RECOGNITION_STYLES, HELD_OUT_STYLE):
-        found, pictures = cosines(tower, embeddings, art, style)
-        logger.info("describe, %s: top-5 %.1f %%", style, 100 * describing(found, pictures, labels, art))
-    least = float(found.max(1).values.quantile(1 - KNOWN_SHARE))  # of the held-out style, which comes last
-    bank = Bank(embeddings, tuple(labels), float(trained.scale().detach()), least)
-    save_bank(bank, state.file("export", BANK_FILE))
+        logger.info("describe, %s: top-5 %.1f %%", style, 100 * describing(tower, bank, labels, art, style))
 
 
 def main() -> None:

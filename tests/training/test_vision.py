@@ -10,10 +10,9 @@ from tests.training.conftest import EMBEDDED, LABELS, VOCABULARY
 from training import vision
 from training.art import ArtSet
 from training.checkpoints import read_network
-from training.concepts import BANK_FILE, TOWER_FILE, Bank, image_embeds, read_bank, read_tower
 from training.prompts import PromptEncoder
 from training.stages import StateFolder
-from training.vision import contrastive_loss, describe_bank, new_vision_tower, save_bank
+from training.vision import contrastive_loss, describe_bank, image_embeds, load_bank, new_vision_tower, save_bank
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +52,12 @@ def test_pictures_of_any_size_give_unit_embeddings() -> None:
 def test_bank_keeps_labels_and_finds_them_again(encoder: PromptEncoder, art: ArtSet, tmp_path: Path) -> None:
     bank, labels = describe_bank(encoder, art)
     assert labels == list(LABELS)
-    save_bank(Bank(bank, tuple(labels), 30.0, 0.25), tmp_path / "bank.safetensors")
-    loaded = read_bank(tmp_path / "bank.safetensors")
-    assert (loaded.labels, loaded.scale, loaded.least) == (LABELS, 30.0, 0.25)
-    torch.testing.assert_close(loaded.embeddings, bank, rtol=0, atol=1e-3)
+    save_bank(bank, labels, tmp_path / "bank.safetensors")
+    loaded, named = load_bank(tmp_path / "bank.safetensors")
+    assert named == labels
+    torch.testing.assert_close(loaded, bank, rtol=0, atol=1e-3)
     queries = vision.text_embeds(encoder, [f"{label}, flat style" for label in labels])
-    assert (queries @ loaded.embeddings.T).argmax(1).tolist() == list(range(len(labels)))
+    assert (queries @ loaded.T).argmax(1).tolist() == list(range(len(labels)))
 
 
 @pytest.mark.slow
@@ -66,8 +65,6 @@ def test_vision_stage_writes_tower_and_bank(state: StateFolder, monkeypatch: pyt
     options = ["--state", state.root, "--weights", EMBEDDED, "--vocabulary", VOCABULARY, "--samples", 16, "--batch", 8]
     monkeypatch.setattr("sys.argv", ["vision", *map(str, options)])
     vision.main()
-    bank = read_bank(state.file("export", BANK_FILE))
-    assert bank.embeddings.shape == (len(bank.labels), 192)
-    assert state.file("export", TOWER_FILE).stat().st_size < 6_000_000
-    embeds = image_embeds(read_tower(state.file("export", TOWER_FILE)), torch.zeros(1, 3, 60, 90))
-    assert (embeds @ bank.embeddings.T).shape == (1, len(LABELS))
+    bank, labels = load_bank(state.file("export", "focale-describe.safetensors"))
+    assert bank.shape == (len(labels), 192)
+    assert state.file("export", "focale-vision.safetensors").stat().st_size < 6_000_000
