@@ -185,6 +185,7 @@ def _process(number: int, count: int, port: int, work: Callable[..., None], argu
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=number, world_size=count)
     work(*arguments)
     if count > 1:
+        dist.barrier()  # leaving while another still works aborts the process now and then
         dist.destroy_process_group()
 
 
