@@ -12,6 +12,7 @@ from PIL import Image
 
 from modules.choices import ClothCategory, MaskModel, SamModel
 from modules.engine.censor import NsfwClassifier, SafetyCheck
+from modules.engine.concepts import ConceptFinder
 from modules.engine.describe import Describer, sentence, tag_list
 from modules.engine.masks import PREPARATIONS, cloth_mask, grown, person_mask, salient_mask
 from modules.engine.onnx_models import OnnxModel
@@ -26,6 +27,7 @@ from modules.settings import ROOT
 logger = logging.getLogger(__name__)
 
 SHIPPED = ROOT / "models" / "tools"
+IMAGE_TOWER = ROOT / "models" / "embedded" / "clip_vision"
 SAM_FILES = {
     SamModel.VIT_B: "sam_vit_b_01ec64.pth",
     SamModel.VIT_L: "sam_vit_l_0b3195.pth",
@@ -130,7 +132,7 @@ class Toolbox:
 
     @cached_property
     def _describer(self) -> Describer:
-        return Describer(self._shipped, self._classifier)
+        return Describer(self._shipped, self._classifier, ConceptFinder(IMAGE_TOWER))
 
     @cached_property
     def _safety_check(self) -> SafetyCheck:

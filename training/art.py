@@ -1,15 +1,13 @@
-"""Fetches the training art by package name, version and checksum, and renders it to one array.
+"""Renders the fetched art to one array.
 
 The array is premultiplied RGBA, so that a picture is put on any background by one multiply-add.
 """
 
-import hashlib
 import io
 import json
 import logging
 import random
-import subprocess
-import tarfile
+import re
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import Pool
@@ -17,19 +15,23 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
+from training.packages import PACKAGES, fetch
 from training.stages import StateFolder, stage_parser, start_logging
 
 logger = logging.getLogger(__name__)
 
-Style = Literal["3d", "flat", "noto", "twemoji", "noto-v1", "high-contrast"]
+Style = Literal[
+    "3d", "flat", "noto", "twemoji", "noto-v1", "high-contrast", "color", "fxemoji", "emojione", "monochrome"
+]
 TRAINING_STYLES: tuple[Style, ...] = ("3d", "flat", "noto")
 HELD_OUT_STYLE: Style = "twemoji"
 # The VAE that training started from had seen Twemoji; this style neither it nor the UNet ever saw.
 UNSEEN_STYLE: Style = "noto-v1"
-# Networks that recognise pictures learn from these as well, so that they know a thing in a hand they never met.
-RECOGNITION_STYLES: tuple[Style, ...] = (*TRAINING_STYLES, "noto-v1", "high-contrast")
+# Networks that recognise pictures learn from more styles, so that they know a thing in a hand they never met.
+JUDGE_STYLES: tuple[Style, ...] = (*TRAINING_STYLES, "noto-v1", "high-contrast")
+RECOGNITION_STYLES: tuple[Style, ...] = (*JUDGE_STYLES, "color", "fxemoji", "emojione", "monochrome")
 RECOGNITION_PX = 128
 UNSEEN_PICTURES = 256
 CORE_GROUPS = ("smileys", "animals", "food", "travel", "activities", "objects")
@@ -47,74 +49,14 @@ GROUP_NAMES = {
 
 
 @dataclass(frozen=True)
-class Package:
-    """One npm package of art or names, pinned by the checksum of its tarball.
+class Glyph:
+    """One character of a font, drawn in black."""
 
-    Attributes:
-        name, version: as on the npm registry.
-        sha256: hexadecimal digest of the file that `npm pack` writes.
-        licence: of the art, which may differ from the package's own.
-    """
-
-    name: str
-    version: str
-    sha256: str
-    licence: str
-
-    @property
-    def tarball(self) -> str:
-        """File name that `npm pack` gives it."""
-        return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
+    font: Path
+    character: str
 
 
-PACKAGES: dict[str, Package] = {
-    "3d": Package(
-        "@lobehub/fluent-emoji-3d",
-        "1.1.0",
-        "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
-        "MIT (Microsoft Fluent Emoji)",
-    ),
-    "flat": Package(
-        "@iconify-json/fluent-emoji-flat",
-        "1.2.6",
-        "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175",
-        "MIT (Microsoft Fluent Emoji)",
-    ),
-    "noto": Package(
-        "@iconify-json/noto",
-        "1.2.9",
-        "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad",
-        "Apache-2.0 (Google Noto Emoji)",
-    ),
-    "twemoji": Package(
-        "@twemoji/svg",
-        "15.0.0",
-        "1d2907557a422c7c4e3feca50ef915c39da1db3d76b4a4d7e73fb59bce4403c3",
-        "CC-BY-4.0 (Twemoji graphics), held out: for measuring only",
-    ),
-    "noto-v1": Package(
-        "@iconify-json/noto-v1",
-        "1.2.5",
-        "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37",
-        "Apache-2.0 (Google Noto Emoji of 2017), for recognising, and for measuring the VAE",
-    ),
-    "high-contrast": Package(
-        "@iconify-json/fluent-emoji-high-contrast",
-        "1.2.6",
-        "0b92d48c90d2200bd499e3cdd09a127ca6a8c8ddefd34c35eb5a1e4994012ae0",
-        "MIT (Microsoft Fluent Emoji), for recognising only",
-    ),
-    "names": Package(
-        "emojibase-data",
-        "17.0.0",
-        "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a",
-        "MIT (labels and tags from Unicode CLDR)",
-    ),
-}
-
-
-class ArtChecksumMismatch(Exception):
-    """A fetched package is not the file the data set was made from."""
+Source = Path | str | Glyph
 
 
 @dataclass(frozen=True)
@@ -134,28 +76,6 @@ class Concept:
     tags: tuple[str, ...]
     group: str
     core: bool
-
-
-def fetch(package: Package, folder: Path) -> Path:
-    """Folder with the unpacked package, fetched by `npm pack` unless already there.
-
-    Raises:
-        ArtChecksumMismatch: the tarball differs from the pinned one.
-        subprocess.CalledProcessError: npm failed, for example without network.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    tarball = folder / package.tarball
-    if not tarball.exists():
-        command = ["npm", "pack", "--silent", f"{package.name}@{package.version}"]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
-    digest = hashlib.sha256(tarball.read_bytes()).hexdigest()
-    if digest != package.sha256:
-        raise ArtChecksumMismatch(f"{tarball} has SHA-256 {digest}, not {package.sha256}; delete it and try again")
-    unpacked = folder / package.tarball.removesuffix(".tgz")
-    if not unpacked.exists():
-        with tarfile.open(tarball) as archive:
-            archive.extractall(unpacked, filter="data")
-    return unpacked / "package"
 
 
 def normalised_code(name: str) -> str:
@@ -179,49 +99,104 @@ def read_concepts(names_folder: Path) -> list[Concept]:
     return concepts
 
 
-def icon_svgs(folder: Path, codes_from: Path | None = None) -> dict[str, str]:
-    """SVG text by code of an Iconify package; a package without codes has the names of another.
+def icon_svgs(folder: Path, codes: dict[str, str] | None = None) -> dict[str, str]:
+    """SVG text by code of an Iconify package.
+
+    Args:
+        codes: code by name, for a package that names no code points itself; hyphens in names do not matter.
 
     Raises:
-        ValueError: neither has codes.
+        ValueError: neither the package nor the caller has codes.
     """
     icons = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
-    codes = json.loads(((codes_from or folder) / "chars.json").read_text(encoding="utf-8"))
-    if not codes:
-        raise ValueError(f"{codes_from or folder} names no code points, so its icons cannot be told apart")
-    svgs = {}
-    for code, name in codes.items():
+    if codes is None:
+        own = own_names(folder)
+        if not own:
+            raise ValueError(f"{folder} names no code points, so its icons cannot be told apart")
+        pairs = [(code, name) for code, name in own.items()]
+    else:
+        names = [*icons["icons"], *icons.get("aliases", {})]
+        pairs = [(codes[plain_name(name)], name) for name in names if plain_name(name) in codes]
+    svgs: dict[str, str] = {}
+    for code, name in pairs:
         parent = icons.get("aliases", {}).get(name, {}).get("parent", name)
         icon = icons["icons"].get(name) or icons["icons"].get(parent)
-        if icon is None:
+        if icon is None or code in svgs:
             continue
         width, height = (icon.get(side, icons.get(side)) for side in ("width", "height"))
-        svgs[normalised_code(code)] = (
+        svgs[code] = (
             '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
             f'viewBox="0 0 {width} {height}" width="{width}" height="{height}">{icon["body"]}</svg>'
         )
     return svgs
 
 
-def art_sources(packages_folder: Path) -> dict[Style, dict[str, Path | str]]:
-    """For every style, the file or SVG text of each code."""
+def own_names(folder: Path) -> dict[str, str]:
+    """Name by code, as an Iconify package lists them; empty for some packages."""
+    names = json.loads((folder / "chars.json").read_text(encoding="utf-8"))
+    return {normalised_code(code): name for code, name in names.items()}
+
+
+def plain_name(name: str) -> str:
+    """A name without what packages spell differently: letters and digits only."""
+    return re.sub("[^a-z0-9]", "", name.lower())
+
+
+def codes_by_name(names_folder: Path, *listed: dict[str, str]) -> dict[str, str]:
+    """Code by plain name: the names packages list, then labels, then the short codes of chat programs."""
+    codes: dict[str, str] = {}
+    for names in listed:
+        codes = {plain_name(name): code for code, name in names.items()} | codes
+    for concept in read_concepts(names_folder):
+        codes.setdefault(plain_name(concept.label), concept.code)
+    for file in sorted((names_folder / "en" / "shortcodes").glob("*.json")):
+        for code, short in json.loads(file.read_text(encoding="utf-8")).items():
+            for name in [short] if isinstance(short, str) else short:
+                codes.setdefault(plain_name(name), normalised_code(code))
+    return codes
+
+
+def glyphs(font: Path, concepts: list[Concept]) -> dict[str, Source]:
+    """The single characters that a font is to draw, by code."""
+    return {c.code: Glyph(font, chr(int(c.code, 16))) for c in concepts if "-" not in c.code}
+
+
+def art_sources(packages_folder: Path) -> dict[Style, dict[str, Source]]:
+    """For every style, what draws each code."""
     folders = {key: fetch(package, packages_folder) for key, package in PACKAGES.items()}
+    noto, flat = own_names(folders["noto"]), own_names(folders["flat"])
+    codes = codes_by_name(folders["names"], noto, flat)
+    font = folders["monochrome"] / "files" / "noto-emoji-emoji-400-normal.woff"
     return {
         "3d": {normalised_code(file.stem): file for file in folders["3d"].glob("assets/*.webp")},
         "flat": dict(icon_svgs(folders["flat"])),
         "noto": dict(icon_svgs(folders["noto"])),
         "twemoji": {normalised_code(file.stem): file for file in folders["twemoji"].glob("*.svg")},
-        "noto-v1": dict(icon_svgs(folders["noto-v1"], codes_from=folders["noto"])),
+        "noto-v1": dict(icon_svgs(folders["noto-v1"], {plain_name(name): code for code, name in noto.items()})),
         "high-contrast": dict(icon_svgs(folders["high-contrast"])),
+        "color": dict(icon_svgs(folders["color"], {plain_name(name): code for code, name in flat.items()})),
+        "fxemoji": dict(icon_svgs(folders["fxemoji"], codes)),
+        "emojione": dict(icon_svgs(folders["emojione"], codes)),
+        "monochrome": glyphs(font, read_concepts(folders["names"])),
     }
 
 
-def render(source: Path | str, *, size_px: int = SIZE_PX) -> np.ndarray | None:
+def draw_glyph(glyph: Glyph, size_px: int) -> Image.Image:
+    """(size, size) RGBA of one character, black on nothing; the widest of the font fill the square."""
+    picture = Image.new("RGBA", (size_px, size_px))
+    font = ImageFont.truetype(glyph.font, size=round(size_px * 0.78))
+    ImageDraw.Draw(picture).text((size_px / 2, size_px / 2), glyph.character, font=font, fill="black", anchor="mm")
+    return picture
+
+
+def render(source: Source, *, size_px: int = SIZE_PX) -> np.ndarray | None:
     """(size, size, 4) uint8 premultiplied RGBA, centred on a square; None if it cannot be drawn."""
     import resvg_py
 
     try:
-        if isinstance(source, Path) and source.suffix == ".webp":
+        if isinstance(source, Glyph):
+            image = draw_glyph(source, size_px)
+        elif isinstance(source, Path) and source.suffix == ".webp":
             image = Image.open(source).convert("RGBA")
         else:
             text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from training.art import HELD_OUT_STYLE, RECOGNITION_STYLES, TRAINING_STYLES, ArtSet, Style, load_recognition_art
+from training.art import HELD_OUT_STYLE, JUDGE_STYLES, TRAINING_STYLES, ArtSet, Style, load_recognition_art
 from training.optim import Schedule
 from training.pictures import Placement, compose, random_colour
 from training.precision import add_precision_option, chosen_dtype, prepare
@@ -104,7 +104,7 @@ def train(arguments: argparse.Namespace) -> None:
     rng = seeded(arguments.seed, "judge", run.samples)
     schedule = Schedule(arguments.rate, warmup=3000, decay_from=arguments.samples // 3, decay_to=arguments.samples)
     position = {concept: place for place, concept in enumerate(order)}
-    pictures = art.pick(styles=RECOGNITION_STYLES, limit=arguments.concepts)
+    pictures = art.pick(styles=JUDGE_STYLES, limit=arguments.concepts)
     while run.going(arguments.samples):
         chosen = rng.choices(pictures, k=arguments.batch)
         colours = [random_colour(rng) for _ in chosen]

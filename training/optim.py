@@ -66,8 +66,9 @@ class Schedule:
 
 def is_inner_matrix(name: str, parameter: Tensor) -> bool:
     """Whether Muon suits it: matrices and convolutions, but no embeddings and no first or last convolution."""
-    outer = ("embed", "conv_in", "conv_out")
-    return parameter.ndim >= 2 and not any(part in name for part in outer)
+    outer = ("conv_in", "conv_out", "patch_embedding.layers.0.")
+    is_embedding = parameter.ndim == 2 and "embed" in name
+    return parameter.ndim >= 2 and not is_embedding and not any(part in name for part in outer)
 
 
 class Optimizer:

@@ -7,10 +7,12 @@ from PIL import Image
 
 from modules.engine.censor import NsfwClassifier
 from modules.engine.colours import Look, look_of
+from modules.engine.concepts import ConceptFinder, is_on_plain_ground
 from modules.engine.faces import Face, FaceFinder
 from modules.engine.tags import Tag, Tagger
 
 SURE = 0.25  # probability from which a tag is told as what the picture shows
+SURE_OF_CONCEPT = 0.4  # the same for the concepts of drawings: nothing beside them is known
 PORTRAIT_FACE = 0.18  # height of a face in picture heights that makes a portrait
 _PEOPLE = {1: "a person", 2: "two people", 3: "three people", 4: "four people"}
 
@@ -33,8 +35,8 @@ class Scene:
 class Describer:
     """The networks behind a description; the same picture always gets the same words."""
 
-    def __init__(self, folder: Path, classifier: NsfwClassifier) -> None:
-        """Load the networks of a folder.
+    def __init__(self, folder: Path, classifier: NsfwClassifier, concepts: ConceptFinder) -> None:
+        """Load the networks of a folder; two are given, since others use them too.
 
         Raises:
             ModelFileMissing, ModelFileUnusable: see `OnnxModel`.
@@ -42,17 +44,24 @@ class Describer:
         self._tagger = Tagger(folder)
         self._faces = FaceFinder(folder)
         self._classifier = classifier
+        self._concepts = concepts
 
     def __call__(self, image: Image.Image) -> Scene:
         """What an RGB picture shows."""
-        faces: tuple[Face, ...] = self._faces(image)
+        icon = self._icon(image)
+        faces: tuple[Face, ...] = () if icon else self._faces(image)
         return Scene(
-            tags=self._tagger(image),
+            tags=(icon,) if icon else self._tagger(image),
             faces=len(faces),
             largest_face=max((face.height for face in faces), default=0.0) / image.height,
-            is_drawing=self._classifier(image).drawn > 0.5,
+            is_drawing=icon is not None or self._classifier(image).drawn > 0.5,
             look=look_of(image),
         )
+
+    def _icon(self, image: Image.Image) -> Tag | None:
+        """The concept that a single drawn thing on a plain ground surely is."""
+        likeliest = self._concepts(image, count=1)[0] if is_on_plain_ground(image) else None
+        return likeliest if likeliest and likeliest.probability >= SURE_OF_CONCEPT else None
 
 
 def sentence(scene: Scene) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from modules.engine.condition import TextConditioner
 from modules.engine.decode import decode_latents
@@ -20,6 +21,8 @@ from modules.engine.sigmas import model_sampling_for
 from modules.engine.store import ModelStore, SdxlModel
 from modules.engine.tensorfile import shard_parts
 from modules.engine.tokens import ClipTokenizer
+from modules.settings import Settings
+from modules.tools import Toolbox
 
 MODELS = Path(__file__).parents[2] / "models"
 EMBEDDED = MODELS / "embedded" / "focale-tiny.safetensors"
@@ -110,6 +113,17 @@ def test_pixel_art_lora_draws_cells(model: SdxlModel) -> None:
     with model.loras.merged([LoraChoice(STYLE_LORA, 1.0)]) as (report,):
         assert not report.unmatched
         assert cellularity() > 1.2 * plain
+
+
+@pytest.mark.parametrize("thing", ["panda", "hamburger", "umbrella", "pizza", "rocket"])
+def test_what_it_draws_is_named(thing: str, model: SdxlModel, settings: Settings, tmp_path: Path) -> None:
+    (picture,) = _draw(model, f"{thing}, 3d style", [1], steps=12)
+    Image.fromarray(picture.astype(np.uint8)).save(tmp_path / "drawn.png")
+    kinds = {"image_path": str(tmp_path / "drawn.png"), "kinds": ["Photo", "Anime"]}
+    article = "an" if thing[0] in "aeiou" else "a"
+    words = Toolbox(settings.paths).run("describe", kinds)
+    assert words.startswith(f"a drawing of {article} {thing}, in ")
+    assert f" format, {thing}, drawing, " in words
 
 
 def test_files_stay_small_enough_for_a_repository() -> None:

@@ -45,6 +45,10 @@ def test_embeddings_and_outer_convolutions_are_left_to_adamw() -> None:
     assert not is_inner_matrix("unet.mid_block.resnets.0.conv1.bias", vector)
     assert not is_inner_matrix("unet.conv_in.weight", matrix)
     assert not is_inner_matrix("text.first.embeddings.position_embedding.weight", matrix)
+    stem = "tower.vision_model.embeddings.patch_embedding.layers"
+    convolution = torch.zeros(4, 4, 3, 3)
+    assert is_inner_matrix(f"{stem}.3.weight", convolution)
+    assert not is_inner_matrix(f"{stem}.0.weight", convolution)
 
 
 def test_optimizer_fits_a_linear_map() -> None:

@@ -5,17 +5,21 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import ImageFont
 
 from tests.training.conftest import EMBEDDED, LABELS, TABLES, VOCABULARY
 from training import evaluate, judge, latents, text, unet, vae
 from training.art import (
-    PACKAGES,
     UNSEEN_STYLE,
-    ArtChecksumMismatch,
     ArtSet,
-    fetch,
+    Concept,
+    Glyph,
+    codes_by_name,
+    draw_glyph,
+    glyphs,
     icon_svgs,
     normalised_code,
     read_concepts,
@@ -23,6 +27,7 @@ from training.art import (
 )
 from training.judge import Judge, accuracy, load_judge
 from training.latents import load_cache
+from training.packages import PACKAGES, ArtChecksumMismatch, fetch
 from training.runs import averaged_weights
 from training.stages import StateFolder
 from training.vae import held_out_concepts, measure, psnr
@@ -211,7 +216,42 @@ def test_names_and_icons_are_read_from_the_packages_own_files(tmp_path: Path) ->
     other.mkdir()
     (other / "icons.json").write_text((tmp_path / "icons.json").read_text())
     svgs = icon_svgs(tmp_path)
-    assert icon_svgs(other, codes_from=tmp_path) == svgs
+    (other / "chars.json").write_text("{}")
+    assert icon_svgs(other, {"apple": "1f34e"}) == svgs
+    with pytest.raises(ValueError, match="names no code points"):
+        icon_svgs(other)
     assert list(svgs) == ["1f34e"]
     assert "<path/>" in svgs["1f34e"]
     assert normalised_code("1F3F3-FE0F_200d") == "1f3f3-200d"
+
+
+def test_codes_are_found_by_the_names_packages_give(tmp_path: Path) -> None:
+    (tmp_path / "en" / "shortcodes").mkdir(parents=True)
+    rows = [{"hexcode": "1F34E", "label": "red apple", "group": 4}, {"hexcode": "1F600", "label": "grinning face"}]
+    (tmp_path / "en" / "data.json").write_text(json.dumps([{"group": 0} | row for row in rows]))
+    short = {"1F34E": "apple", "1F600": ["gleeful", "red_apple"]}
+    (tmp_path / "en" / "shortcodes" / "chat.json").write_text(json.dumps(short))
+    codes = codes_by_name(tmp_path, {"1f600": "grin-face"}, {"1f34e": "grin-face"})
+    assert codes == {
+        "redapple": "1f34e",  # the label counts more than the short code
+        "apple": "1f34e",
+        "grinningface": "1f600",
+        "grinface": "1f600",  # the package listed first counts
+        "gleeful": "1f600",
+    }
+
+
+def test_glyphs_are_drawn_in_black_in_the_middle(tmp_path: Path) -> None:
+    font = tmp_path / "font.ttf"
+    font.write_bytes(ImageFont.load_default(20).path.getvalue())
+    letter, letters = (Concept(code, code, (), "objects", True) for code in ("41", "41-42"))
+    sources = glyphs(font, [letter, letters])
+    assert list(sources) == ["41"]
+    glyph = sources["41"]
+    assert isinstance(glyph, Glyph)
+    picture = np.asarray(draw_glyph(glyph, size_px=64))
+    rows, columns = np.nonzero(picture[..., 3] > 128)
+    assert picture[..., :3].max() == 0
+    assert abs(columns.mean() - 31.5) < 2
+    assert abs((rows.min() + rows.max()) / 2 - 31.5) < 8
+    assert len(rows) > 100

@@ -5,14 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
+from modules.engine.concepts import BANK_FILE, TOWER_FILE, Bank, ConceptFinder
+from modules.engine.image_tower import image_embeds, new_image_tower
 from tests.training.conftest import EMBEDDED, LABELS, VOCABULARY
 from training import vision
 from training.art import ArtSet
 from training.checkpoints import read_network
 from training.prompts import PromptEncoder
 from training.stages import StateFolder
-from training.vision import contrastive_loss, describe_bank, image_embeds, load_bank, new_vision_tower, save_bank
+from training.vision import bent, contrastive_loss, label_bank
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def test_same_picture_twice_in_a_batch_is_not_wrong() -> None:
 
 @torch.inference_mode()
 def test_pictures_of_any_size_give_unit_embeddings() -> None:
-    tower = new_vision_tower().eval()
+    tower = new_image_tower().eval()
     for height, width in ((128, 128), (256, 192)):
         embeds = image_embeds(tower, torch.zeros(2, 3, height, width))
         assert embeds.shape == (2, 192)
@@ -50,21 +53,38 @@ def test_pictures_of_any_size_give_unit_embeddings() -> None:
 
 
 def test_bank_keeps_labels_and_finds_them_again(encoder: PromptEncoder, art: ArtSet, tmp_path: Path) -> None:
-    bank, labels = describe_bank(encoder, art)
+    rows, labels = label_bank(encoder, art)
     assert labels == list(LABELS)
-    save_bank(bank, labels, tmp_path / "bank.safetensors")
-    loaded, named = load_bank(tmp_path / "bank.safetensors")
-    assert named == labels
-    torch.testing.assert_close(loaded, bank, rtol=0, atol=1e-3)
+    Bank(rows, labels, 20.0).save(tmp_path / "bank.safetensors")
+    bank = Bank.load(tmp_path / "bank.safetensors")
+    torch.testing.assert_close(bank.rows, rows, rtol=0, atol=1e-3)
     queries = vision.text_embeds(encoder, [f"{label}, flat style" for label in labels])
-    assert (queries @ loaded.T).argmax(1).tolist() == list(range(len(labels)))
+    assert [tags[0].name for tags in bank.guesses(queries)] == labels
+    assert sum(tag.probability for tag in bank.guesses(queries, 99)[0]) == pytest.approx(1)
+
+
+def test_pictures_are_bent_a_little() -> None:
+    rows = torch.linspace(-1, 1, 96).expand(2, 3, 96, 96)
+    torch.manual_seed(0)
+    shifts = (bent(rows) - rows).abs()
+    assert 0.01 < shifts.mean() < 0.08
+    assert shifts[:, :, 0, 48].max() < 0.3
 
 
 @pytest.mark.slow
-def test_vision_stage_writes_tower_and_bank(state: StateFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_vision_stage_writes_what_the_program_reads(
+    processes: int, state: StateFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     options = ["--state", state.root, "--weights", EMBEDDED, "--vocabulary", VOCABULARY, "--samples", 16, "--batch", 8]
-    monkeypatch.setattr("sys.argv", ["vision", *map(str, options)])
+    monkeypatch.setattr("sys.argv", ["vision", *map(str, options), "--processes", str(processes)])
     vision.main()
-    bank, labels = load_bank(state.file("export", "focale-describe.safetensors"))
-    assert bank.shape == (len(labels), 192)
-    assert state.file("export", "focale-vision.safetensors").stat().st_size < 6_000_000
+    folder = state.file("export")
+    guesses = ConceptFinder(folder)(Image.new("RGB", (80, 60), "red"))
+    assert {tag.name for tag in guesses} <= set(LABELS)
+    assert len(guesses) == 5
+    with caplog.at_level("INFO"):
+        monkeypatch.setattr("sys.argv", ["vision", *map(str, options[:6]), "--measure", str(folder)])
+        vision.main()
+    assert "describe, twemoji (style never seen): top-5" in caplog.text
+    assert (folder / TOWER_FILE).stat().st_size + (folder / BANK_FILE).stat().st_size < 9_000_000
