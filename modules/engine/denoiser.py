@@ -12,6 +12,7 @@ from torch import Tensor
 
 from modules.engine.formats import computed_format
 from modules.engine.guidance import Guidance
+from modules.engine.packed_convolutions import PackedConvolutions
 from modules.engine.sigmas import ModelSampling
 from modules.engine.text_projections import TextProjections
 
@@ -116,6 +117,7 @@ class Denoiser:
         self._emphasised_above = LAST_TIMESTEP * (1.0 - adm_end)
         self._extras = tuple(extras)
         self._text_projections = TextProjections(unet)
+        self._convolutions = PackedConvolutions(unet)
         self._check = check
         self._images = tuple(range(positive.prompt_embeds.shape[0]))
         self._passes = self._build_passes()
@@ -171,7 +173,7 @@ class Denoiser:
         added = item.emphasised if moment > self._emphasised_above else item.consistent
         sample = scaled if item.copies == 1 else torch.cat([scaled] * item.copies)
         started = time.perf_counter()
-        with torch.inference_mode(), self._text_projections.in_use(item.prompt_embeds):
+        with torch.inference_mode(), self._text_projections.in_use(item.prompt_embeds), self._convolutions.in_use():
             output: Tensor = self._unet(
                 sample,
                 timestep,

@@ -37,6 +37,11 @@ def fold_upsampling(network: nn.Module) -> None:
             module.__class__ = _FoldedUpsample2D
 
 
+def folded_layers(network: nn.Module) -> list[Upsample2D]:
+    """The layers that `fold_upsampling` changed."""
+    return [module for module in network.modules() if isinstance(module, _FoldedUpsample2D)]
+
+
 def _is_foldable(layer: Upsample2D) -> bool:
     convolution = getattr(layer, "conv", None)
     return (
