@@ -50,7 +50,7 @@ GROUP_NAMES = {
 
 @dataclass(frozen=True)
 class Glyph:
-    """One character of a font, drawn in black."""
+    """One character of a font, to be drawn in black."""
 
     font: Path
     character: str

@@ -79,7 +79,7 @@ class ConceptFinder:
             with loading("tool", TOWER_FILE):
                 self._tower.load_state_dict(load_file(folder / TOWER_FILE))
                 self._bank = Bank.load(folder / BANK_FILE)
-        except (SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
+        except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
             raise ModelFileUnusable(f"The image tower in {folder} cannot be read: {error}") from error
 
     @torch.inference_mode()
