@@ -142,11 +142,16 @@ def plain_name(name: str) -> str:
     return re.sub("[^a-z0-9]", "", name.lower())
 
 
+def by_plain_name(names: dict[str, str]) -> dict[str, str]:
+    """Code by plain name, from name by code."""
+    return {plain_name(name): code for code, name in names.items()}
+
+
 def codes_by_name(names_folder: Path, *listed: dict[str, str]) -> dict[str, str]:
     """Code by plain name: the names packages list, then labels, then the short codes of chat programs."""
     codes: dict[str, str] = {}
     for names in listed:
-        codes = {plain_name(name): code for code, name in names.items()} | codes
+        codes = by_plain_name(names) | codes
     for concept in read_concepts(names_folder):
         codes.setdefault(plain_name(concept.label), concept.code)
     for file in sorted((names_folder / "en" / "shortcodes").glob("*.json")):
@@ -172,9 +177,9 @@ def art_sources(packages_folder: Path) -> dict[Style, dict[str, Source]]:
         "flat": dict(icon_svgs(folders["flat"])),
         "noto": dict(icon_svgs(folders["noto"])),
         "twemoji": {normalised_code(file.stem): file for file in folders["twemoji"].glob("*.svg")},
-        "noto-v1": dict(icon_svgs(folders["noto-v1"], {plain_name(name): code for code, name in noto.items()})),
+        "noto-v1": dict(icon_svgs(folders["noto-v1"], by_plain_name(noto))),
         "high-contrast": dict(icon_svgs(folders["high-contrast"])),
-        "color": dict(icon_svgs(folders["color"], {plain_name(name): code for code, name in flat.items()})),
+        "color": dict(icon_svgs(folders["color"], by_plain_name(flat))),
         "fxemoji": dict(icon_svgs(folders["fxemoji"], codes)),
         "emojione": dict(icon_svgs(folders["emojione"], codes)),
         "monochrome": glyphs(font, read_concepts(folders["names"])),

@@ -10,16 +10,18 @@ import copy
 import logging
 import math
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from modules.engine.concepts import BANK_FILE, TOWER_FILE, Bank, seen_both_ways
+from modules.engine.concepts import BANK_FILE, TOWER_FILE, Bank, ConceptFinder, seen_both_ways
+from modules.engine.describe import SURE_OF_CONCEPT
 from modules.engine.image_tower import SIDE_PX, image_embeds, new_image_tower
-from training.art import HELD_OUT_STYLE, RECOGNITION_STYLES, TRAINING_STYLES, ArtSet, Style, load_recognition_art
+from training.art import HELD_OUT_STYLE, RECOGNITION_STYLES, TRAINING_STYLES, ArtSet, load_recognition_art
 from training.captions import caption, with_article
 from training.checkpoints import read_network
 from training.judge import generator_damage
@@ -133,16 +135,31 @@ def label_bank(encoder: PromptEncoder, art: ArtSet) -> tuple[Tensor, list[str]]:
     return F.normalize(torch.stack(rows).mean(0), dim=-1), labels
 
 
+@dataclass(frozen=True)
+class Naming:
+    """How well real pictures are named; shares, 0–1.
+
+    Attributes:
+        top5: of pictures whose label is among the five likeliest.
+        sure: of pictures whose likeliest label describing would believe.
+        sure_and_right: of pictures for which that label is theirs.
+    """
+
+    top5: float
+    sure: float
+    sure_and_right: float
+
+
 @torch.inference_mode()
-def describing(tower: nn.Module, bank: Bank, art: ArtSet, style: Style, *, count: int = 1008) -> float:
-    """Share of real pictures of one style, 0–1, whose label is among the bank's five likeliest."""
-    rng = random.Random(7)
-    pictures = art.pick(styles=(style,))
-    pictures = rng.sample(pictures, min(count, len(pictures)))
-    guesses = bank.guesses(_embed(tower, art, pictures, rng))
-    named = [{tag.name for tag in tags} for tags in guesses]
-    hits = [art.concepts[art.items[i][0]].label in seen for i, seen in zip(pictures, named, strict=True)]
-    return sum(hits) / len(hits)
+def naming(finder: ConceptFinder, art: ArtSet, pictures: list[int]) -> Naming:
+    """Place real pictures anew and name them."""
+    guesses = finder.bank.guesses(_embed(finder.tower, art, pictures, random.Random(7)))
+    labels = [art.concepts[art.items[i][0]].label for i in pictures]
+    found = [label in {tag.name for tag in tags} for label, tags in zip(labels, guesses, strict=True)]
+    sure = [tags[0].probability >= SURE_OF_CONCEPT for tags in guesses]
+    right = [label == tags[0].name for label, tags in zip(labels, guesses, strict=True)]
+    both = [one and other for one, other in zip(sure, right, strict=True)]
+    return Naming(*(sum(hits) / len(hits) for hits in (found, sure, both)))
 
 
 def read_inputs(arguments: argparse.Namespace) -> tuple[PromptEncoder, ArtSet]:
@@ -204,13 +221,21 @@ def export(state: StateFolder, encoder: PromptEncoder, art: ArtSet, checkpoint: 
 
 def report(folder: Path, encoder: PromptEncoder, art: ArtSet) -> None:
     """Log how well the tower and the bank of a folder find real pictures."""
-    tower = new_image_tower().eval()
-    tower.load_state_dict(load_file(folder / TOWER_FILE))
-    bank = Bank.load(folder / BANK_FILE)
-    logger.info("top-5 of %d captions: %.1f %%", GALLERY, 100 * retrieval(tower, encoder, art))
+    finder = ConceptFinder(folder)
+    logger.info("top-5 of %d captions: %.1f %%", GALLERY, 100 * retrieval(finder.tower, encoder, art))
     for style in (*RECOGNITION_STYLES, HELD_OUT_STYLE):
         note = "style never seen" if style == HELD_OUT_STYLE else "placements never seen"
-        logger.info("describe, %s (%s): top-5 %.1f %%", style, note, 100 * describing(tower, bank, art, style))
+        log_naming(f"{style} ({note})", naming(finder, art, art.pick(styles=(style,))))
+    core = set(art.pick(styles=(HELD_OUT_STYLE,)))
+    others = [picture for picture in art.pick(styles=(HELD_OUT_STYLE,), core=False) if picture not in core]
+    if others:
+        log_naming(f"{HELD_OUT_STYLE}, of which the bank has no label", naming(finder, art, others))
+
+
+def log_naming(name: str, found: Naming) -> None:
+    """Log one row of the report."""
+    shares = (100 * found.top5, 100 * found.sure, 100 * found.sure_and_right)
+    logger.info("describe, %s: top-5 %.1f %%, sure %.1f %%, sure and right %.1f %%", name, *shares)
 
 
 def main() -> None:

@@ -63,7 +63,12 @@ def seen_both_ways(tower: nn.Module, pixels: Tensor) -> Tensor:
 
 
 class ConceptFinder:
-    """The image tower with the bank it was trained with."""
+    """The image tower with the bank it was trained with.
+
+    Attributes:
+        tower: what `new_image_tower` makes, in evaluation mode, with the weights of the file.
+        bank: its bank.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Load both files of a folder.
@@ -74,19 +79,22 @@ class ConceptFinder:
         for name in (TOWER_FILE, BANK_FILE):
             if not (folder / name).is_file():
                 raise ModelFileMissing(f"{name!r} is not in {folder}. It comes with the program: fetch it again.")
-        self._tower = new_image_tower().eval().requires_grad_(False)
+        self.tower = new_image_tower().eval().requires_grad_(False)
         try:
             with loading("tool", TOWER_FILE):
-                self._tower.load_state_dict(load_file(folder / TOWER_FILE))
-                self._bank = Bank.load(folder / BANK_FILE)
+                self.tower.load_state_dict(load_file(folder / TOWER_FILE))
+                self.bank = Bank.load(folder / BANK_FILE)
         except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-            raise ModelFileUnusable(f"The image tower in {folder} cannot be read: {error}") from error
+            raise ModelFileUnusable(
+                f"{TOWER_FILE!r} or {BANK_FILE!r} in {folder} cannot be read. They come with the program: fetch them "
+                f"again. ({str(error).splitlines()[0]})"
+            ) from error
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image, count: int = 5) -> list[Tag]:
         """The likeliest concepts of an RGB picture, the first one first; their probabilities sum to at most 1."""
         pixels = torch.from_numpy(np.asarray(squared(image), dtype=np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
-        return self._bank.guesses(seen_both_ways(self._tower, pixels), count)[0]
+        return self.bank.guesses(seen_both_ways(self.tower, pixels), count)[0]
 
 
 def is_on_plain_ground(image: Image.Image) -> bool:

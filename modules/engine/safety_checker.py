@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.models.clip.configuration_clip import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPVisionModel
 
+from modules.engine.image_tower import DEVIATION, MEAN
 from modules.engine.onnx_models import pixels_of
 from modules.engine.tensorfile import open_tensor_file
 from modules.errors import ModelFileUnusable
@@ -18,8 +19,6 @@ FILES = (
     "stable-diffusion-safety-checker.safetensors", "stable-diffusion-safety-checker.bin",
     "model.safetensors", "pytorch_model.bin",
 )  # fmt: skip
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 HEAD_WIDTH = 64
 SPECIAL_CARE = 0.01  # added to the scores of a picture that lies near a special concept
 TOWER = "vision_model.vision_model."
@@ -77,7 +76,7 @@ class SafetyChecker(nn.Module):
         size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
         left, top = (size[0] - side) // 2, (size[1] - side) // 2
         crop = image.resize(size, Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
-        pixels = (pixels_of(crop) / 255 - np.array(MEAN)) / np.array(STD)
+        pixels = (pixels_of(crop) / 255 - np.array(MEAN)) / np.array(DEVIATION)
         pooled = self.tower(torch.from_numpy(pixels.transpose(2, 0, 1))[None].float()).pooler_output
         return nn.functional.normalize(pooled @ self.projection.T)
 
