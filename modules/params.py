@@ -269,7 +269,8 @@ class SettingsParams(ParamGroup, label="Settings"):
     aspect_ratios_selection: Annotated[str, BeforeValidator(_size), Ui(place="Settings")] = Field(
         "1152*896",
         title="Aspect Ratios",
-        description="Width and height in pixels, `W*H`. Demo models scale it to the size they were trained on.",
+        description="Width and height in pixels, `W*H`. Demo models scale it to the size they were trained on; the "
+        "built-in one draws a square in place of the default.",
     )
     image_number: Annotated[int, Ui(step=1, place="Settings")] = Field(
         1, ge=1, le=32, title="Image Number", description="How many pictures to make."

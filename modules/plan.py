@@ -161,6 +161,7 @@ class PlanResources:
     predecessors: other models → names that may stand in for them, best first.
     default_loras: file names of the configured rows, which are left out when absent.
     default_styles: the configured styles, which are left out for the demo model.
+    default_size: the configured size, "W*H", in whose place the demo model draws a square.
     """
 
     catalogue: Catalogue
@@ -170,6 +171,7 @@ class PlanResources:
     predecessors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     default_loras: frozenset[str] = frozenset()
     default_styles: tuple[str, ...] = ()
+    default_size: str = "1152*896"
     max_loras: int = 5
     allow_metadata: bool = True
     known_default_models: frozenset[str] = field(default=OLD_DEFAULT_MODELS)
@@ -217,6 +219,8 @@ def make_plan(
     models = models or plan_models(asked, resources)
     is_demo = models.checkpoint.name == EMBEDDED_MODEL
     notices = list(models.notices)
+    if is_demo:
+        request = _squared_where_default(request, resources, native_size_px, notices)
     loras = _chosen_loras(request, resources, notices)
     mode_loras = _performance_loras(asked, resources, notices, is_demo=is_demo)
     task = PromptTask(
@@ -345,6 +349,21 @@ def _styles(
         )
         return ()
     return request.style_selections
+
+
+def _squared_where_default(
+    request: GenerationRequest, resources: PlanResources, native_size_px: int, notices: list[str]
+) -> GenerationRequest:
+    """The request; with a square, which the demo model draws better, where nobody chose a size."""
+    width, height = picture_size(request, native_size_px)
+    was_overwritten = request.overwrite_width > 0 or request.overwrite_height > 0
+    if request.aspect_ratios_selection != resources.default_size or was_overwritten or width == height:
+        return request
+    notices.append(
+        f"The default size was left out: the demo model draws squares better than {width}×{height}. "
+        "Every other size is kept."
+    )
+    return request.changed(aspect_ratios_selection=f"{native_size_px}*{native_size_px}")
 
 
 def _chosen_loras(request: GenerationRequest, resources: PlanResources, notices: list[str]) -> tuple[LoraChoice, ...]:

@@ -56,6 +56,7 @@ class Resources:
             predecessors=self.presets.predecessors() if uses_previous else {},
             default_loras=frozenset(row.model_name for row in config.default_loras),
             default_styles=config.default_styles,
+            default_size=config.default_aspect_ratio,
             max_loras=config.default_max_lora_number,
             allow_metadata=not self._settings.disable_metadata,
         )

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.multiprocessing import get_context
 
@@ -21,6 +22,7 @@ from training.art import TRAINING_STYLES, ArtSet, load_recognition_art
 from training.curriculum import everyday_labels
 from training.generate import Family, contact_sheet, draw, load_family
 from training.judge import Judge, Verdict, concept_order, load_judge, report
+from training.nets import NATIVE_PX
 from training.pictures import COLOURS
 from training.precision import add_precision_option, chosen_dtype
 from training.stages import StateFolder, stage_parser, start_logging
@@ -70,6 +72,7 @@ class Drawing:
         lora: file merged into the UNet.
         steps, guidance_scale: Euler steps; guidance 1 draws without the empty prompt.
         dtype: of the UNet.
+        width, height: in pixels; of oblong pictures the judge sees the square in the middle.
     """
 
     weights: Path
@@ -78,6 +81,8 @@ class Drawing:
     steps: int
     guidance_scale: float
     dtype: torch.dtype
+    width: int = NATIVE_PX
+    height: int = NATIVE_PX
 
 
 @cache
@@ -89,7 +94,15 @@ def _draw_part(job: tuple[Drawing, Sequence[str], Sequence[int]]) -> Tensor:
     """One batch, in a process of one thread that keeps the networks."""
     drawing, prompts, seeds = job
     torch.set_num_threads(1)
-    return draw(_family(drawing), prompts, seeds, steps=drawing.steps, guidance_scale=drawing.guidance_scale)
+    return draw(
+        _family(drawing),
+        prompts,
+        seeds,
+        steps=drawing.steps,
+        guidance_scale=drawing.guidance_scale,
+        height=drawing.height,
+        width=drawing.width,
+    )
 
 
 class Painter:
@@ -100,7 +113,7 @@ class Painter:
         self._pool = get_context("spawn").Pool(processes) if processes > 1 else None
 
     def pictures(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        """(B, 3, 128, 128) pixels in −1…1, one per prompt and seed."""
+        """(B, 3, height, width) pixels in −1…1, one per prompt and seed."""
         jobs = [
             (self._drawing, prompts[start : start + BATCH], seeds[start : start + BATCH])
             for start in range(0, len(prompts), BATCH)
@@ -118,6 +131,17 @@ class Painter:
         if self._pool is not None:
             self._pool.terminate()
             self._pool.join()
+
+
+def middle_square(pixels: Tensor) -> Tensor:
+    """(B, 3, 128, 128) pixels: the largest square in the middle of (B, 3, H, W) pixels in −1…1, at the judge's size."""
+    height, width = pixels.shape[-2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = pixels[..., top : top + side, left : left + side]
+    if side == NATIVE_PX:
+        return square
+    return F.interpolate(square, size=(NATIVE_PX, NATIVE_PX), mode="bicubic", antialias=True).clamp(-1, 1)
 
 
 def nearest_colour(pixels: Tensor) -> list[str]:
@@ -152,7 +176,7 @@ def evaluate(
     place = {concept: position for position, concept in enumerate(order)}
     wanted = torch.tensor([place[concept] for concept, _ in rows])
     with torch.inference_mode():
-        parts = [judge(part) for part in pixels.split(64)]
+        parts = [judge(middle_square(part)) for part in pixels.split(64)]
     verdict = Verdict(*(torch.cat([getattr(part, name) for part in parts]) for name in ("concepts", "styles")))
     hits = verdict.concepts.topk(min(5, len(order))).indices == wanted[:, None]
     first, five = hits[:, 0].tolist(), hits.any(1).tolist()
@@ -185,7 +209,7 @@ def _colour_pictures(
 
 def _labels_seen(judge: Judge, art: ArtSet, order: Sequence[int], pixels: Tensor) -> list[set[str]]:
     with torch.inference_mode():
-        best = judge(pixels).concepts.topk(min(5, len(order))).indices
+        best = judge(middle_square(pixels)).concepts.topk(min(5, len(order))).indices
     return [{art.concepts[order[int(i)]].label for i in row} for row in best]
 
 
@@ -218,6 +242,8 @@ def main() -> None:
     parser.add_argument("--per-concept", type=int, default=4)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--guidance-scale", type=float, default=preset_guidance(), help="default: the preset's")
+    parser.add_argument("--width", type=int, default=NATIVE_PX, help="in pixels, a multiple of 16")
+    parser.add_argument("--height", type=int, default=NATIVE_PX, help="in pixels, a multiple of 16")
     parser.add_argument("--processes", type=int, default=2)
     add_precision_option(parser)
     parser.add_argument("--output", type=Path, default=None, help="folder for the sheets; default: evaluation/NAME")
@@ -237,6 +263,8 @@ def run(arguments: argparse.Namespace) -> Scores:
         arguments.steps,
         arguments.guidance_scale,
         chosen_dtype(arguments.precision),
+        arguments.width,
+        arguments.height,
     )
     with closing(Painter(drawing, processes=arguments.processes)) as painter:
         scores, pictures = evaluate(

@@ -8,7 +8,7 @@ import torch
 from training.art import ArtSet
 from training.captions import STYLE_WORDS, background_words, caption
 from training.curriculum import Curriculum, everyday_labels
-from training.evaluate import nearest_colour
+from training.evaluate import middle_square, nearest_colour
 from training.pictures import AUGMENTED, COLOURS, Placement, background, compose, place
 
 
@@ -17,6 +17,17 @@ def test_judged_background_is_the_one_drawn(art: ArtSet, colour: str | None) -> 
     smaller = Placement(scale=(0.6, 0.7), shift=0.0)
     pixels = compose(art, [0, 5], [colour, colour], rng=random.Random(1), placement=smaller)
     assert nearest_colour(pixels) == [colour or "white"] * 2
+
+
+@pytest.mark.parametrize(("height", "width"), [(112, 144), (160, 96), (128, 128), (256, 256)])
+def test_judge_sees_the_middle_square_at_its_own_size(height: int, width: int) -> None:
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    pixels = torch.full((2, 3, height, width), -1.0)
+    pixels[..., top : top + side, left : left + side] = 0.5
+    seen = middle_square(pixels)
+    assert seen.shape == (2, 3, 128, 128)
+    torch.testing.assert_close(seen, torch.full_like(seen, 0.5))
 
 
 def test_pictures_are_pixels_of_the_size_asked_for(art: ArtSet) -> None:

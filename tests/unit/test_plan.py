@@ -70,7 +70,7 @@ def test_an_empty_request_runs_on_the_demo_model_and_says_so(machine: Machine) -
     plan = machine.plan(native_size_px=128)
     assert plan.models.checkpoint.name == EMBEDDED_MODEL
     assert any(DEFAULT in notice and "demo model" in notice for notice in plan.notices)
-    assert (plan.sampling.width, plan.sampling.height) == (144, 112)
+    assert (plan.sampling.width, plan.sampling.height) == (128, 128)
 
 
 def test_the_default_model_is_used_when_it_is_there(machine: Machine) -> None:
@@ -170,6 +170,29 @@ def test_sizes_scale_down_for_small_models_only_when_listed_for_large_ones(machi
     assert size("128*128") == (128, 128)
     assert size("256*256") == (256, 256)
     assert size("1024*1024", overwrite_width=512) == (512, 128)
+
+
+@pytest.mark.parametrize(
+    ("sent", "size"),
+    [
+        ({}, (128, 128)),
+        ({"aspect_ratios_selection": "896*1152"}, (112, 144)),
+        ({"aspect_ratios_selection": "144*112"}, (144, 112)),
+        ({"overwrite_height": 64}, (144, 64)),
+    ],
+)
+def test_the_demo_model_draws_a_square_where_nobody_chose_a_size(
+    machine: Machine, sent: dict[str, object], size: tuple[int, int]
+) -> None:
+    plan = machine.plan(native_size_px=128, **sent)
+    assert (plan.sampling.width, plan.sampling.height) == size
+    assert any("default size" in notice for notice in plan.notices) == (not sent)
+
+
+def test_another_small_model_keeps_the_default_size(machine: Machine) -> None:
+    machine.add("checkpoints", "small.safetensors")
+    sampling = machine.plan(native_size_px=128, base_model_name="small.safetensors").sampling
+    assert (sampling.width, sampling.height) == (144, 112)
 
 
 @pytest.mark.parametrize(
