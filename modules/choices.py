@@ -16,6 +16,18 @@ class Performance(StrEnum):
     HYPER_SD = "Hyper-SD"
 
 
+class ContentType(StrEnum):
+    """What a picture that is to be described is, in the page's words; `kind` is the description's name on the wire."""
+
+    PHOTOGRAPH = "Photograph"
+    ART = "Art/Anime"
+
+    @property
+    def kind(self) -> str:
+        """ "Photo" for a sentence, "Anime" for tags."""
+        return {ContentType.PHOTOGRAPH: "Photo", ContentType.ART: "Anime"}[self]
+
+
 class SamplerName(StrEnum):
     """Names of the samplers, as Fooocus and ComfyUI spell them."""
 

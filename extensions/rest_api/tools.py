@@ -16,14 +16,14 @@ from extensions.rest_api.calls import unless_gone
 from extensions.rest_api.forms import form_of
 from extensions.rest_api.routing import reply, route, statuses
 from extensions.rest_api.wire import Json
-from modules.choices import ClothCategory, MaskModel, SamModel
+from modules.choices import ClothCategory, ContentType, MaskModel, SamModel
 from modules.errors import InvalidRequest, UnreadableImage
 from modules.images import read_image, store_input
 from modules.params import ParamGroup
 
 router = APIRouter(tags=["tools"])
 
-_KINDS = {"photo": "Photo", "photograph": "Photo", "anime": "Anime", "art/anime": "Anime"}
+_KINDS = {word.lower(): content.kind for content in ContentType for word in (content.kind, content.value)}
 _NO_IMAGE: dict[str, Any] = {"type": "missing", "loc": ["body", "image"], "msg": "Field required", "input": None}
 _MULTIPART = {
     "type": "object",

@@ -1,7 +1,7 @@
 """Connects widgets to what they do: every button and box, by name, to the one door."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -9,16 +9,17 @@ from typing import Any, TypeAlias, cast
 import gradio as gr
 from gradio.components import Component
 
-from modules.choices import FIXED_BY_PERFORMANCE, Performance, is_distilled
+from modules.choices import FIXED_BY_PERFORMANCE, ContentType, Performance, is_distilled
 from modules.errors import FocaleError
 from modules.extensions import Services
 from modules.files import Kind
+from modules.images import read_image
 from modules.metadata_reader import KnownModels, ReadParameters, read_picture, read_text
 from modules.presets import INITIAL, load_preset, preset_names
 from modules.ui import markup
 from modules.ui.controls import Controls
-from modules.ui.labels import sentence_of
-from modules.ui.layout import Extras, Metadata, Missing, Switches, Viewer, ratios_title
+from modules.ui.labels import aspect_label, nearest_size, sentence_of
+from modules.ui.layout import Describe, Extras, Metadata, Missing, Switches, Viewer, ratios_title
 from modules.ui.offers import Offer, Offers, without_missing_loras
 from modules.ui.run_view import RunView
 from modules.ui.runs import Runs
@@ -33,6 +34,10 @@ IN_STEPS: dict[str, Any] = {"concurrency_limit": None, **PRIVATE}
 """For what answers more than once; Gradio lets only queued events do that."""
 REMEMBER_TASK = "(id) => { window.focale.rememberTask(id); return []; }"
 FILE_FIELDS = ("base_model_name", "refiner_model_name", "vae_name", "loras")
+STYLES_FOR: Mapping[ContentType, tuple[str, ...]] = {
+    ContentType.PHOTOGRAPH: ("Fooocus V2", "Fooocus Enhance", "Fooocus Sharp"),
+    ContentType.ART: ("Fooocus V2", "Fooocus Masterpiece"),
+}
 RECALL_TASK = "(id) => [window.focale.recallTask()]"
 
 
@@ -56,6 +61,7 @@ class Bindings:
         missing: Missing,
         switches: Switches,
         extras: Extras,
+        describe: Describe,
         metadata: Metadata,
         share_results: Callable[[], None],
         hint: Callable[[], str],
@@ -74,6 +80,7 @@ class Bindings:
         self._offers = Offers(services.provision, services.resources)
         self._switches = switches
         self._extras = extras
+        self._describe = describe
         self._metadata = metadata
         self._share_results = share_results
         self._hint = hint
@@ -85,6 +92,7 @@ class Bindings:
         self._connect_missing(page)
         self._connect_switches(page)
         self._connect_settings()
+        self._connect_describe()
         self._connect_metadata()
 
     # -- runs ---------------------------------------------------------------------------------------------------
@@ -267,6 +275,53 @@ class Bindings:
             part.download: _changed(value=is_wanted, label=offer.label, visible=not offer.is_needed),
         }
 
+    # -- describe -----------------------------------------------------------------------------------------------
+
+    def _connect_describe(self) -> None:
+        part = self._describe
+        part.picture.change(self.size_of_picture, part.picture, part.size, **AT_ONCE)
+        part.button.click(
+            self.describe,
+            [part.picture, part.content, part.set_styles],
+            [
+                part.button, self._viewer.messages, self._controls.widget("prompt"),
+                self._controls.widget("style_selections"),
+            ],
+            **IN_STEPS,
+        )  # fmt: skip
+
+    async def size_of_picture(self, path: str | None) -> Update:
+        """Tell the size of a picture, and the size to choose for one like it."""
+        if path is None:
+            return _changed(value="")
+        try:
+            picture = await asyncio.to_thread(read_image, Path(path), field="Image")
+        except FocaleError as error:
+            return _changed(value=markup.problem(sentence_of(error)))
+        assert picture is not None  # a path is never "no picture"
+        nearest = nearest_size(*picture.size, self._services.settings.config.available_aspect_ratios)
+        return _changed(value=markup.picture_size(*picture.size, aspect_label(nearest)))
+
+    async def describe(self, path: str | None, content: list[str], set_styles: bool) -> AsyncIterator[Updates]:
+        """Write words for a picture into the prompt, and choose the styles that suit what it is."""
+        button, messages = self._describe.button, self._viewer.messages
+        chosen = [ContentType(value) for value in content]
+        if path is None or not chosen:
+            way_out = "Put a picture there first." if path is None else "Choose Photograph, Art/Anime or both."
+            yield {messages: _changed(value=markup.problem(f"There is nothing to describe. {way_out}"))}
+            return
+        yield {button: _changed(value="Describing ...", interactive=False), messages: _changed(value="")}
+        ready = {button: _changed(value=button.value, interactive=True)}
+        try:
+            words = await self._services.handlers.describe(path, tuple(one.kind for one in chosen))
+        except FocaleError as error:
+            yield ready | {messages: _changed(value=markup.problem(sentence_of(error)))}
+            return
+        fields: dict[str, object] = {"prompt": words}
+        if set_styles:
+            fields["style_selections"] = [style for style in styles_for(chosen) if style in self._services.styles.names]
+        yield ready | self._controls.updates(fields)
+
     # -- metadata -----------------------------------------------------------------------------------------------
 
     def _connect_metadata(self) -> None:
@@ -415,6 +470,11 @@ class Bindings:
                 notes.append(f"{row['model_name']} is not in models/loras; its row is switched off.")
         fields["loras"] = rows
         return notes
+
+
+def styles_for(content: Iterable[ContentType]) -> list[str]:
+    """The styles that Fooocus sets for described pictures of these kinds, each once."""
+    return list(dict.fromkeys(style for one in content for style in STYLES_FOR[one]))
 
 
 def show_panel(is_open: bool) -> Update:

@@ -1,7 +1,7 @@
 """Texts of widgets that are computed: sizes with their ratio, files that are absent, fields in sentences."""
 
 from collections.abc import Iterable
-from math import gcd
+from math import gcd, log
 
 from pydantic import ValidationError
 
@@ -15,6 +15,16 @@ def aspect_label(size: str) -> str:
     width, height = parse_size(size)
     shared = gcd(width, height)
     return f"{width}×{height} ∣ {width // shared}:{height // shared}"
+
+
+def nearest_size(width: int, height: int, sizes: Iterable[str]) -> str:
+    """The size such as `1152*896` whose ratio of width to height is nearest to that of a picture."""
+
+    def distance(size: str) -> float:
+        listed_width, listed_height = parse_size(size)
+        return abs(log(width / height) - log(listed_width / listed_height))
+
+    return min(sizes, key=distance)
 
 
 def missing_label(name: str) -> str:

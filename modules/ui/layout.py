@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import gradio as gr
 
+from modules.choices import ContentType
 from modules.config import Config
 from modules.ui import markup
 from modules.ui.controls import Controls
@@ -20,7 +21,6 @@ PANELS_TO_COME: dict[str, str] = {
     "enhance": "This version cannot improve faces, hands and eyes of finished pictures yet.",
 }
 IMAGE_TABS = (("Upscale or Variation", "uov_tab"), ("Image Prompt", "ip_tab"), ("Inpaint or Outpaint", "inpaint_tab"))
-DESCRIBE_TO_COME = "This version cannot describe pictures yet."
 NOT_YET = "These belong to image inputs, which this version cannot use yet."
 
 
@@ -74,6 +74,17 @@ class Metadata:
     picture: gr.File
     shown: gr.JSON
     apply: gr.Button
+
+
+@dataclass(frozen=True, kw_only=True)
+class Describe:
+    """Finds words for a picture: the picture, its size, what it is, and the button that writes the prompt."""
+
+    picture: gr.Image
+    size: gr.HTML
+    content: gr.CheckboxGroup
+    set_styles: gr.Checkbox
+    button: gr.Button
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,15 +158,15 @@ def switches(config: Config) -> tuple[gr.Checkbox, gr.Checkbox, gr.Checkbox]:
         )  # fmt: skip
 
 
-def input_panel(*, is_open: bool) -> tuple[gr.Column, Metadata]:
+def input_panel(config: Config) -> tuple[gr.Column, Describe, Metadata]:
     """The tabs of picture inputs; the one that reads parameters out of pictures is open."""
-    panel = gr.Column(visible=is_open, elem_id="input_image_panel")
+    panel = gr.Column(visible=config.default_image_prompt_checkbox, elem_id="input_image_panel")
     with panel, gr.Tabs(selected="metadata_tab"):
         for place, tab_id in IMAGE_TABS:
             with gr.Tab(place, id=tab_id):
                 gr.HTML(markup.notes([PANELS_TO_COME[place]]))
         with gr.Tab("Describe", id="describe_tab"):
-            gr.HTML(markup.notes([DESCRIBE_TO_COME]))
+            describe = _describe_tab(config)
         with gr.Tab("Metadata", id="metadata_tab"):
             picture = gr.File(
                 label="For images created by Fooocus", file_types=[".png", ".jpg", ".jpeg", ".webp"],
@@ -163,7 +174,28 @@ def input_panel(*, is_open: bool) -> tuple[gr.Column, Metadata]:
             )  # fmt: skip
             shown = gr.JSON(label="Metadata", visible=False, max_height=320, elem_id="metadata_json")
             apply = gr.Button("Apply Metadata", visible=False, elem_id="apply_metadata")
-    return panel, Metadata(picture=picture, shown=shown, apply=apply)
+    return panel, describe, Metadata(picture=picture, shown=shown, apply=apply)
+
+
+def _describe_tab(config: Config) -> Describe:
+    chosen = [content.value for content in ContentType if content.value in config.default_describe_content_type]
+    with gr.Row():
+        with gr.Column(min_width=220):
+            picture = gr.Image(
+                label="Image", type="filepath", sources=["upload", "clipboard"], height=260, elem_id="describe_picture"
+            )
+        with gr.Column(min_width=220):
+            content = gr.CheckboxGroup(
+                [content.value for content in ContentType], value=chosen, label="Content Type",
+                elem_id="describe_content",
+            )  # fmt: skip
+            set_styles = gr.Checkbox(
+                config.default_describe_apply_prompts_checkbox, label="Apply Styles", container=False,
+                elem_id="describe_styles",
+            )  # fmt: skip
+            button = gr.Button("Describe this Image into Prompt", elem_id="describe_button")
+            size = gr.HTML("", elem_id="describe_size")
+    return Describe(picture=picture, size=size, content=content, set_styles=set_styles, button=button)
 
 
 def enhance_panel(*, is_open: bool) -> gr.Column:

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Sequence
 from html import escape
+from math import gcd
 from pathlib import Path
 from urllib.parse import quote
 
@@ -95,6 +96,15 @@ def notes(sentences: Sequence[str]) -> str:
     return (
         f'<details class="focale-message is-note" role="status"><summary>{escape(first)} '
         f"<span>{len(others)} more</span></summary>{more}</details>"
+    )
+
+
+def picture_size(width: int, height: int, recommended: str) -> str:
+    """Size and ratio of a picture, and the listed size nearest to it."""
+    shared = gcd(width, height)
+    ratio = f"{width / height:.2f}, {width // shared}:{height // shared}"
+    return (
+        f'<p class="focale-size">Image Size: {width} × {height}, {ratio}<br>Recommended Size: {escape(recommended)}</p>'
     )
 
 

@@ -88,7 +88,7 @@ def make_parts(services: Services, extensions: Sequence[Extension]) -> Parts:
                 viewer = layout.viewer(controls, stage=stage, warning=services.settings.exposure)
                 missing = layout.missing_files()
                 boxes = layout.switches(config)
-                inputs, metadata = layout.input_panel(is_open=config.default_image_prompt_checkbox)
+                inputs, describe, metadata = layout.input_panel(config)
                 enhance = layout.enhance_panel(is_open=config.default_enhance_checkbox)
             with gr.Column(
                 scale=1, min_width=320, visible=config.default_advanced_checkbox, elem_id="right_column"
@@ -108,7 +108,7 @@ def make_parts(services: Services, extensions: Sequence[Extension]) -> Parts:
         add_endpoint(services, share)
         bindings = Bindings(
             services, controls=controls, viewer=viewer, missing=missing, switches=switches, extras=extras,
-            metadata=metadata, share_results=share, hint=lambda: demo_hint(services),
+            describe=describe, metadata=metadata, share_results=share, hint=lambda: demo_hint(services),
         )  # fmt: skip
         bindings.connect(blocks)
     return Parts(blocks, controls, bindings)

@@ -246,6 +246,20 @@ def test_parameters_in_a_picture_are_applied(open_page: OpenPage, released: Live
     expect(page.locator("#positive_prompt textarea")).to_have_value("a remembered owl")
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # Gradio looks at the mode and lets go of the file
+def test_words_for_a_picture_go_into_the_prompt(open_page: OpenPage, released: Live, tmp_path: Path) -> None:
+    page = open_page()
+    released.engine.answers["describe"] = "two colours"
+    Image.new("RGB", (300, 200), "red").save(tmp_path / "red.png")
+    page.get_by_label("Input Image").check()
+    page.get_by_role("tab", name="Describe").click()
+    page.locator("#describe_picture input[type=file]").set_input_files(tmp_path / "red.png")
+    expect(page.locator("#describe_size")).to_contain_text("300 × 200, 1.50, 3:2")
+    page.get_by_role("button", name="Describe this Image").click()
+    expect(page.locator("#positive_prompt textarea")).to_have_value("two colours")
+    expect(page.get_by_role("button", name="Describe this Image")).to_be_enabled()
+
+
 def test_seed_of_the_picture_in_front_can_be_used_again(open_page: OpenPage, released: Live) -> None:
     page = open_page()
     generate(page, "a seeded lighthouse")

@@ -12,6 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from modules.choices import FIXED_BY_PERFORMANCE, Performance, Source
+from modules.errors import ModelFileMissing
 from modules.extensions import Extension, Services
 from modules.params import PAGE_GROUPS
 from modules.request import GenerationRequest
@@ -308,6 +309,65 @@ async def test_waiting_view_follows_the_queue(built: Built) -> None:
     assert texts[0].endswith("2 tasks are ahead")
     assert any(text.endswith("1 task is ahead") for text in texts)
     assert view.phase == "ended"
+
+
+# -- describe -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    Image.new("RGB", (90, 120), "red").save(tmp_path / "red.png")
+    return str(tmp_path / "red.png")
+
+
+async def described(built: Built, *values: object) -> list[dict[str, object]]:
+    """What each step of describing changes, by the element's id."""
+    steps = [step async for step in built.bindings.describe(*values)]
+    return [{widget.elem_id: update["value"] for widget, update in step.items()} for step in steps]
+
+
+async def test_described_picture_gives_prompt_and_styles(built: Built, picture: str) -> None:
+    built.engine.answers["describe"] = "a red field"
+    first, last = await described(built, picture, ["Photograph", "Art/Anime"], True)
+    assert first == {"describe_button": "Describing ...", "messages": ""}
+    assert last == {
+        "describe_button": "Describe this Image into Prompt",
+        "positive_prompt": "a red field",
+        "style_selections": ["Fooocus V2", "Fooocus Enhance", "Fooocus Sharp", "Fooocus Masterpiece"],
+    }
+    assert built.engine.calls[-1] == ("describe", {"image_path": picture, "kinds": ["Photo", "Anime"]})
+
+
+async def test_styles_stay_where_they_are_not_wanted(built: Built, picture: str) -> None:
+    built.engine.answers["describe"] = "one, two"
+    *_, last = await described(built, picture, ["Art/Anime"], False)
+    assert set(last) == {"describe_button", "positive_prompt"}
+
+
+@pytest.mark.parametrize(("has_picture", "content", "way_out"), [(False, ["Photograph"], "Put"), (True, [], "Choose")])
+async def test_nothing_to_describe_says_what_to_do(
+    built: Built, picture: str, has_picture: bool, content: list[str], way_out: str
+) -> None:
+    calls = list(built.engine.calls)
+    [step] = await described(built, picture if has_picture else None, content, True)
+    assert f"There is nothing to describe. {way_out}" in str(step["messages"])
+    assert built.engine.calls == calls
+
+
+async def test_failed_description_is_told_and_can_be_tried_again(built: Built, picture: str) -> None:
+    built.engine.answers["describe"] = ModelFileMissing("The network is gone.")
+    *_, last = await described(built, picture, ["Photograph"], True)
+    assert "The network is gone." in str(last["messages"])
+    assert last["describe_button"] == "Describe this Image into Prompt"
+
+
+async def test_picture_to_describe_tells_its_size(built: Built, picture: str, tmp_path: Path) -> None:
+    shown = (await built.bindings.size_of_picture(picture))["value"]
+    assert "90 × 120, 0.75, 3:4" in shown
+    assert "896×1152 ∣ 7:9" in shown
+    assert (await built.bindings.size_of_picture(None))["value"] == ""
+    (tmp_path / "no.png").write_text("no picture")
+    assert "not a picture" in (await built.bindings.size_of_picture(str(tmp_path / "no.png")))["value"]
 
 
 # -- the named endpoint ---------------------------------------------------------------------------------------------

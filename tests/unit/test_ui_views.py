@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from modules.config import ASPECT_RATIOS
 from modules.errors import InvalidRequest, UnknownName
 from modules.events import (
     Failed,
@@ -20,7 +21,7 @@ from modules.events import (
 from modules.record import Record
 from modules.ui import markup
 from modules.ui.controls import declared_fields
-from modules.ui.labels import aspect_label, sentence_of
+from modules.ui.labels import aspect_label, nearest_size, sentence_of
 from modules.ui.layout import PANELS_TO_COME
 from modules.ui.run_view import RunView, after, view_of_record, with_estimate
 
@@ -28,6 +29,13 @@ from modules.ui.run_view import RunView, after, view_of_record, with_estimate
 def test_panels_to_come_hold_nothing_that_works() -> None:
     early = [name for name, one in declared_fields().items() if one.ui.place in PANELS_TO_COME and one.ui.works]
     assert early == []
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "size"), [(1920, 1080, "1344*768"), (1080, 1920, "768*1344"), (5, 5, "1024*1024")]
+)
+def test_recommended_size_has_the_nearest_ratio(width: int, height: int, size: str) -> None:
+    assert nearest_size(width, height, ASPECT_RATIOS) == size
 
 
 def view_after(*events: object) -> RunView:
