@@ -12,7 +12,7 @@ from tests.browser.live import ROOT, live_server
 
 FOLDER = ROOT / "docs" / "images"
 PATIENCE_MS = 120_000
-DEFAULTS = ("a red apple on a wooden table", "7")
+DEFAULTS = ("a red apple", "7")
 
 
 def take(prompt: str, seed: str) -> None:
