@@ -99,6 +99,7 @@ class SamplingPlan:
     strength: share of the schedule that is run; 1 starts from pure noise.
     adaptive_guidance_scale: guidance scale mimicked early in the run when `guidance_scale` is larger.
     refiner_switch_step: step after which the refiner takes over; equal to `steps` or more for never.
+    coarse_factor: by which the latents are reduced while shapes form; 1 for never.
     """
 
     width: int
@@ -114,6 +115,7 @@ class SamplingPlan:
     freeu: FreeU | None
     refiner_switch_step: int
     refiner_swap_method: RefinerSwapMethod
+    coarse_factor: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +271,16 @@ def plan_sampling(
         freeu=freeu if request.freeu_enabled else None,
         refiner_switch_step=switch_step(request, steps) if has_refiner else steps,
         refiner_swap_method=request.refiner_swap_method,
+        coarse_factor=coarse_factor(width, height, native_size_px),
     )
+
+
+def coarse_factor(width: int, height: int, native_size_px: int) -> int:
+    """How many times a picture is larger than what its model was trained on, to the nearest whole number.
+
+    Always 1 for SDXL's own size: large pictures of real checkpoints are drawn as Fooocus draws them.
+    """
+    return 1 if native_size_px == SDXL_NATIVE_SIZE else max(1, round((width * height) ** 0.5 / native_size_px))
 
 
 def switch_step(request: GenerationRequest, steps: int) -> int:

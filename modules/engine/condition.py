@@ -62,6 +62,15 @@ class Conditioning:
         )
 
 
+def resized(conditioning: Conditioning, *, width: int, height: int, adm_scaler: float) -> Conditioning:
+    """The same words for pictures of another size in pixels; see `TextConditioner.condition`."""
+    emphasised, consistent = (
+        torch.tensor([numbers], dtype=torch.float32, device=conditioning.time_ids.device).expand(conditioning.batch, -1)
+        for numbers in adm_time_ids(width, height, adm_scaler)
+    )
+    return replace(conditioning, time_ids=emphasised, consistent_time_ids=consistent)
+
+
 def stack_conditionings(conditionings: Sequence[Conditioning]) -> Conditioning:
     """One conditioning for all images of several; their texts must have the same number of tokens.
 
@@ -137,14 +146,9 @@ class TextConditioner:
             pooled_texts: how many of the first texts add to the pooled vector; all by default.
         """
         encoding = self.encode(model, texts, clip_skip=clip_skip, pooled_texts=pooled_texts)
-        emphasised, consistent = adm_time_ids(width, height, adm_scaler)
-        device = encoding.prompt_embeds.device
-        return Conditioning(
-            encoding.prompt_embeds,
-            encoding.pooled_prompt_embeds,
-            torch.tensor([emphasised], dtype=torch.float32, device=device),
-            torch.tensor([consistent], dtype=torch.float32, device=device),
-        )
+        numbers = encoding.prompt_embeds.new_zeros(1, 6)
+        words = Conditioning(encoding.prompt_embeds, encoding.pooled_prompt_embeds, numbers, numbers)
+        return resized(words, width=width, height=height, adm_scaler=adm_scaler)
 
     def encode(
         self,

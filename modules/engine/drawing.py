@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from modules.choices import RefinerSwapMethod
-from modules.engine.condition import Conditioning, refiner_conditioning
+from modules.engine.coarse_to_fine import CoarseToFine
+from modules.engine.condition import Conditioning, refiner_conditioning, resized
 from modules.engine.denoiser import Denoiser
 from modules.engine.freeu import freeu
 from modules.engine.guidance import Guidance
@@ -59,7 +60,7 @@ class Drawing:
         self._check = check
         self._patches = ExitStack()
         self._model_sampling = self._sampling_of(base)
-        self._denoisers = [self._denoiser(base, positive, negative)]
+        self._denoisers: list[Denoiser | CoarseToFine] = [self._base_denoiser(positive, negative)]
         self._refiner = None
         self.result_model = base
         if refiner is not None and plan.refiner_switch_step < plan.steps:
@@ -109,14 +110,33 @@ class Drawing:
     def _sampling_of(self, model: SdxlModel) -> ModelSampling:
         return model_sampling_for(self._plan.scheduler, model.facts.prediction)
 
-    def _denoiser(self, model: SdxlModel, positive: Conditioning, negative: Conditioning | None) -> Denoiser:
+    def _base_denoiser(self, positive: Conditioning, negative: Conditioning | None) -> Denoiser | CoarseToFine:
+        plan, factor = self._plan, self._plan.coarse_factor
+        if factor == 1:
+            return self._denoiser(self._base, positive, negative)
+        width, height = plan.width // factor, plan.height // factor
+        coarse = self._denoiser(
+            self._base,
+            resized(positive, width=width, height=height, adm_scaler=plan.adm.positive),
+            resized(negative, width=width, height=height, adm_scaler=plan.adm.negative) if negative else None,
+        )
+        return CoarseToFine(coarse, self._denoiser(self._base, positive, None, Guidance(1.0)), factor)
+
+    def _denoiser(
+        self,
+        model: SdxlModel,
+        positive: Conditioning,
+        negative: Conditioning | None,
+        guidance: Guidance | None = None,
+    ) -> Denoiser:
+        """One model's evaluation; `guidance` in place of the plan's."""
         plan = self._plan
         return Denoiser(
             model.unet,
             self._sampling_of(model),
             positive,
             negative,
-            Guidance(plan.guidance_scale, plan.adaptive_guidance_scale, plan.sharpness),
+            guidance or Guidance(plan.guidance_scale, plan.adaptive_guidance_scale, plan.sharpness),
             adm_end=plan.adm.end,
             check=self._check,
         )

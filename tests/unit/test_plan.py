@@ -189,6 +189,17 @@ def test_the_demo_model_draws_a_square_where_nobody_chose_a_size(
     assert any("default size" in notice for notice in plan.notices) == (not sent)
 
 
+@pytest.mark.parametrize(
+    ("size", "native_px", "factor"),
+    [("128*128", 128, 1), ("192*128", 128, 1), ("256*256", 128, 2), ("256*192", 128, 2), ("512*512", 128, 4),
+     ("2048*2048", 1024, 1)],
+)  # fmt: skip
+def test_small_models_form_shapes_at_their_own_size(machine: Machine, size: str, native_px: int, factor: int) -> None:
+    width, height = map(int, size.split("*"))
+    plan = machine.plan(native_size_px=native_px, overwrite_width=width, overwrite_height=height)
+    assert plan.sampling.coarse_factor == factor
+
+
 def test_another_small_model_keeps_the_default_size(machine: Machine) -> None:
     machine.add("checkpoints", "small.safetensors")
     sampling = machine.plan(native_size_px=128, base_model_name="small.safetensors").sampling
