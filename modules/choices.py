@@ -24,7 +24,7 @@ class ContentType(StrEnum):
 
     @property
     def kind(self) -> str:
-        """ "Photo" for a sentence, "Anime" for tags."""
+        """Photo asks for a sentence, Anime for tags."""
         return {ContentType.PHOTOGRAPH: "Photo", ContentType.ART: "Anime"}[self]
 
 

@@ -173,7 +173,7 @@ class PlanResources:
     predecessors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     default_loras: frozenset[str] = frozenset()
     default_styles: tuple[str, ...] = ()
-    default_size: str = "1152*896"
+    default_size: str = ""
     max_loras: int = 5
     allow_metadata: bool = True
     known_default_models: frozenset[str] = field(default=OLD_DEFAULT_MODELS)

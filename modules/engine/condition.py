@@ -64,11 +64,12 @@ class Conditioning:
 
 def resized(conditioning: Conditioning, *, width: int, height: int, adm_scaler: float) -> Conditioning:
     """The same words for pictures of another size in pixels; see `TextConditioner.condition`."""
-    emphasised, consistent = (
-        torch.tensor([numbers], dtype=torch.float32, device=conditioning.time_ids.device).expand(conditioning.batch, -1)
-        for numbers in adm_time_ids(width, height, adm_scaler)
+    emphasised, consistent = _time_ids(width, height, adm_scaler, conditioning.time_ids.device)
+    return replace(
+        conditioning,
+        time_ids=emphasised.expand(conditioning.batch, -1),
+        consistent_time_ids=consistent.expand(conditioning.batch, -1),
     )
-    return replace(conditioning, time_ids=emphasised, consistent_time_ids=consistent)
 
 
 def stack_conditionings(conditionings: Sequence[Conditioning]) -> Conditioning:
@@ -96,6 +97,12 @@ def adm_time_ids(width: int, height: int, scaler: float) -> tuple[tuple[int, ...
     """
     target = (64 * round(height / 64), 64 * round(width / 64))
     return (int(height * scaler), int(width * scaler), 0, 0, *target), (*target, 0, 0, *target)
+
+
+def _time_ids(width: int, height: int, scaler: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Both as (1, 6) float32."""
+    emphasised, consistent = torch.tensor(adm_time_ids(width, height, scaler), dtype=torch.float32, device=device)
+    return emphasised[None], consistent[None]
 
 
 @dataclass(frozen=True)
@@ -146,9 +153,8 @@ class TextConditioner:
             pooled_texts: how many of the first texts add to the pooled vector; all by default.
         """
         encoding = self.encode(model, texts, clip_skip=clip_skip, pooled_texts=pooled_texts)
-        numbers = encoding.prompt_embeds.new_zeros(1, 6)
-        words = Conditioning(encoding.prompt_embeds, encoding.pooled_prompt_embeds, numbers, numbers)
-        return resized(words, width=width, height=height, adm_scaler=adm_scaler)
+        emphasised, consistent = _time_ids(width, height, adm_scaler, encoding.prompt_embeds.device)
+        return Conditioning(encoding.prompt_embeds, encoding.pooled_prompt_embeds, emphasised, consistent)
 
     def encode(
         self,

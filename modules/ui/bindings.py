@@ -307,7 +307,11 @@ class Bindings:
         button, messages = self._describe.button, self._viewer.messages
         chosen = [ContentType(value) for value in content]
         if path is None or not chosen:
-            way_out = "Put a picture there first." if path is None else "Choose Photograph, Art/Anime or both."
+            way_out = (
+                "Put a picture into the Describe tab first."
+                if path is None
+                else "Choose Photograph, Art/Anime or both."
+            )
             yield {messages: _changed(value=markup.problem(f"There is nothing to describe. {way_out}"))}
             return
         yield {button: _changed(value="Describing ...", interactive=False), messages: _changed(value="")}

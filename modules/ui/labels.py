@@ -13,8 +13,13 @@ from modules.request import GenerationRequest
 def aspect_label(size: str) -> str:
     """`1152*896` as `1152×896 ∣ 9:7`."""
     width, height = parse_size(size)
+    return f"{width}×{height} ∣ {ratio(width, height)}"
+
+
+def ratio(width: int, height: int) -> str:
+    """Width to height in lowest terms: `9:7`."""
     shared = gcd(width, height)
-    return f"{width}×{height} ∣ {width // shared}:{height // shared}"
+    return f"{width // shared}:{height // shared}"
 
 
 def nearest_size(width: int, height: int, sizes: Iterable[str]) -> str:

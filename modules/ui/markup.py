@@ -3,10 +3,10 @@
 import base64
 from collections.abc import Sequence
 from html import escape
-from math import gcd
 from pathlib import Path
 from urllib.parse import quote
 
+from modules.ui.labels import ratio
 from modules.ui.run_view import RunView, seeds_shown
 
 FILE_ROUTE = "gradio_api/file="
@@ -101,11 +101,8 @@ def notes(sentences: Sequence[str]) -> str:
 
 def picture_size(width: int, height: int, recommended: str) -> str:
     """Size and ratio of a picture, and the listed size nearest to it."""
-    shared = gcd(width, height)
-    ratio = f"{width / height:.2f}, {width // shared}:{height // shared}"
-    return (
-        f'<p class="focale-size">Image Size: {width} × {height}, {ratio}<br>Recommended Size: {escape(recommended)}</p>'
-    )
+    size = f"{width} × {height}, {width / height:.2f}, {ratio(width, height)}"
+    return f'<p class="focale-size">Image Size: {size}<br>Recommended Size: {escape(recommended)}</p>'
 
 
 def missing(sentences: Sequence[str]) -> str:

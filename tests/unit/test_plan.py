@@ -57,6 +57,7 @@ class Machine:
             previous_default_models=("older.safetensors",),
             default_loras=frozenset({"sd_xl_offset_example-lora_1.0.safetensors"}),
             default_styles=("Ink", "Ink"),
+            default_size="1152*896",
         )
         return make_plan(request, resources, native_size_px=native_size_px)
 
